@@ -1,0 +1,287 @@
+"""The public face: load a model, generate, stream, score."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinfer.cache import CachePolicy, Dense, Window
+from jaxinfer.config import ModelConfig
+from jaxinfer.decoding import DecodeMethod, Greedy, Sample, Sampling
+from jaxinfer.engine import score
+from jaxinfer.errors import InputError
+from jaxinfer.generation import Generation, Stats, Target, chunks
+from jaxinfer.model import Transformer, init_params, param_axes
+from jaxinfer.programs import enable_compilation_cache, program
+from jaxinfer.sharding import DATA_TENSOR, Rules, Sharding
+
+Prompt = str | Sequence[int]
+
+STEPS_BETWEEN_STOP_CHECKS = 8  # stop strings are looked for on the host
+
+
+@dataclass(frozen=True)
+class Result:
+    """New tokens only, a list of ids a row; texts without special tokens, None if the model has no tokenizer."""
+
+    tokens: list[list[int]]
+    texts: list[str] | None
+    logprobs: list[list[float]] | None  # of each new token, under the model's own distribution; if asked for
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class Model:
+    """Configuration, parameters and tokenizer: everything that generates."""
+
+    config: ModelConfig
+    params: dict[str, Any]
+    tokenizer: Any = None
+    name: str = "model"
+    dtype: str = "float32"
+    layout: Sharding | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def random(cls, config: ModelConfig, seed: int = 0, dtype: str = "float32") -> "Model":
+        """A model with random weights and no tokenizer, for tests and for shapes that have no checkpoint."""
+        return cls(config, init_params(config, jnp.dtype(dtype), jax.random.key(seed)), name="random", dtype=dtype)
+
+    @cached_property
+    def network(self) -> Transformer:
+        return Transformer(self.config, jnp.dtype(self.dtype))
+
+    @cached_property
+    def target(self) -> Target:
+        return Target(self.network, self.params, self.layout, self.extras)
+
+    def shard(self, mesh: jax.sharding.Mesh, rules: Rules = DATA_TENSOR) -> "Model":
+        """The same model spread over a mesh. A mesh axis that does not divide a dimension leaves it whole."""
+        layout = Sharding(mesh, rules)
+        is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
+        axes = jax.tree.leaves(param_axes(self.config), is_leaf=is_axes)
+        leaves, tree = jax.tree.flatten(self.params)
+        placed = [layout.place(x, a) for x, a in zip(leaves, axes, strict=True)]
+        return dataclasses.replace(self, params=jax.tree.unflatten(tree, placed), layout=layout)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        max_new_tokens: int | Sequence[int] = 64,
+        method: DecodeMethod | None = None,
+        policy: CachePolicy | None = None,
+        sampling: Sampling | None = None,
+        seed: int | Sequence[int] = 0,
+        stop: str | Sequence[str] = (),
+        logprobs: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Result:
+        """Continue each prompt: a text, or a list of token ids.
+
+        method: default Greedy, or Sample if `sampling` is given. policy: default Window, which is exact, and Dense for a
+        model without windows. A row draws from its own seed; an int means that row i draws from seed + i. A row ends
+        behind max_new_tokens, at a stop token of the model, or before a stop string. `progress(done, total)` is called
+        now and then with the number of new tokens. Raises InputError for anything that cannot be done.
+        """
+        rows = [prompts] if isinstance(prompts, str) else list(prompts)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        generation = self._start(rows, max_new_tokens, method, policy, sampling, seed, logprobs)
+        total = int(np.sum(np.broadcast_to(max_new_tokens, len(rows))))
+
+        def between(generation: Generation) -> None:
+            new = generation.rows()
+            for row, tokens in enumerate(new):
+                if stops and self._find_stop(tokens, stops) is not None:
+                    generation.finish(row)
+            if progress:
+                progress(sum(map(len, new)), total)
+
+        if stops:
+            self._need_tokenizer("stop strings")
+            generation.run(STEPS_BETWEEN_STOP_CHECKS, between)
+        elif progress:
+            generation.run(after=between)
+        else:
+            generation.run()
+        return self._result(generation, stops)
+
+    def stream(self, prompt: Prompt, *, steps_per_piece: int = 1, stop: str | Sequence[str] = (), **options) -> "Stream":
+        """Continue one prompt, text piece by piece. Takes the options of `generate`."""
+        self._need_tokenizer("stream")
+        defaults = dict(max_new_tokens=64, method=None, policy=None, sampling=None, seed=0, logprobs=False)
+        unknown = set(options) - set(defaults)
+        if unknown:
+            raise InputError(f"stream has no option {sorted(unknown)[0]!r}: it takes {', '.join(defaults)}, stop")
+        generation = self._start([prompt], **{**defaults, **options})
+        return Stream(self, generation, (stop,) if isinstance(stop, str) else tuple(stop), steps_per_piece)
+
+    def logits(self, tokens: Any) -> jax.Array:
+        """tokens int[B, T] -> float32[B, T, V]: column t speaks about the token at t + 1."""
+        tokens = np.asarray(tokens, np.int32)
+        if tokens.ndim != 2 or not tokens.size:
+            raise InputError(f"tokens has shape {tokens.shape}: give int[B, T] with at least one token")
+        for row in tokens:
+            self._check_ids(row, "tokens")
+        target, batch, length = self.target, *tokens.shape
+        cache = target.empty_cache(self._policy(None), batch, length)
+        parts, done = [], 0
+        for width in chunks(length):
+            size = min(width, length - done)
+            part = np.zeros((batch, width), np.int32)
+            part[:, :size] = tokens[:, done : done + size]
+            n = target.place(np.full(batch, size, np.int32), "batch")
+            args = (target.params, cache, target.place(part, "batch", "tokens"), n)
+            call, _ = program(score, (target.model,), args, carry=1, layout=target.layout)
+            cache, logits = call.call(*args)
+            parts.append(logits[:, :size])
+            done += size
+        return jnp.concatenate(parts, axis=1)
+
+    def encode(self, prompt: Prompt, name: str = "prompt") -> list[int]:
+        """A prompt as token ids. Raises InputError if it is empty or longer than the model's context."""
+        if isinstance(prompt, str):
+            self._need_tokenizer("a text prompt")
+            ids = self.tokenizer.encode(prompt) if prompt else []
+        else:
+            ids = [int(i) for i in prompt]
+        if not ids:
+            raise InputError(f"{name} is empty: give at least one token")
+        self._check_ids(ids, name)
+        if len(ids) > self.config.max_positions:
+            limit = self.config.max_positions
+            raise InputError(f"{name} has {len(ids)} tokens, and the context of {self.name} is {limit} tokens")
+        return ids
+
+    def _start(self, prompts, max_new_tokens, method, policy, sampling, seed, logprobs) -> Generation:
+        if not prompts:
+            raise InputError("no prompts: give at least one")
+        ids = [self.encode(p, f"prompt {i}" if len(prompts) > 1 else "prompt") for i, p in enumerate(prompts)]
+        limits = _per_row(max_new_tokens, len(ids), "max_new_tokens", least=1)
+        seeds = [seed + i for i in range(len(ids))] if isinstance(seed, int) else _per_row(seed, len(ids), "seed", least=0)
+        method = method or (Greedy() if sampling is None else Sample())
+        if sampling is not None and not method.samples and sampling != Sampling(temperature=0.0):
+            raise InputError(f"method {type(method).__name__} takes no sampling: use Sample, or leave sampling out")
+        default = Sampling() if isinstance(method, Sample) else Sampling(temperature=0.0)
+        stop = self.tokenizer.stop_ids if self.tokenizer else ()
+        return Generation(
+            self.target, ids, limits, method, self._policy(policy), sampling or default, seeds, stop, logprobs
+        )
+
+    def _policy(self, policy: CachePolicy | None) -> CachePolicy:
+        windowed = any(kind.window for kind in self.config.kinds)
+        return policy or (Window() if windowed else Dense())
+
+    def _result(self, generation: Generation, stops: tuple[str, ...]) -> Result:
+        tokens, logprobs, texts = generation.rows(), generation.logprobs(), None
+        if self.tokenizer is not None:
+            for row, ids in enumerate(tokens):
+                cut = self._find_stop(ids, stops)
+                if cut is not None:
+                    tokens[row] = ids[:cut]
+                    if logprobs:
+                        logprobs[row] = logprobs[row][:cut]
+            texts = [_before_stop(self.tokenizer.decode(ids), stops) for ids in tokens]
+        return Result(tokens, texts, logprobs, generation.stats())
+
+    def _find_stop(self, ids: list[int], stops: tuple[str, ...]) -> int | None:
+        """How many tokens it takes until the text holds a stop string; None if it never does."""
+        if not any(s in self.tokenizer.decode(ids) for s in stops):
+            return None
+        low, high = 1, len(ids)
+        while low < high:
+            middle = (low + high) // 2
+            text = self.tokenizer.decode(ids[:middle])
+            low, high = (low, middle) if any(s in text for s in stops) else (middle + 1, high)
+        return low
+
+    def _need_tokenizer(self, what: str) -> None:
+        if self.tokenizer is None:
+            raise InputError(f"{what} needs a tokenizer, and model {self.name} has none: give lists of token ids")
+
+    def _check_ids(self, ids: Sequence[int], name: str) -> None:
+        low, high = min(ids), max(ids)
+        if low < 0 or high >= self.config.vocab_size:
+            wrong = low if low < 0 else high
+            raise InputError(f"{name} holds token id {wrong}: ids go from 0 to {self.config.vocab_size - 1}")
+
+
+class Stream:
+    """Pieces of text as they are generated. `stats` and `tokens` hold what has been generated so far."""
+
+    def __init__(self, model: Model, generation: Generation, stops: tuple[str, ...], steps_per_piece: int):
+        self._model, self._generation, self._stops = model, generation, stops
+        self._pieces = self._produce(steps_per_piece)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    @property
+    def tokens(self) -> list[int]:
+        return self._generation.rows()[0]
+
+    @property
+    def stats(self) -> Stats:
+        return self._generation.stats()
+
+    def _produce(self, steps: int) -> Iterator[str]:
+        from jaxinfer.checkpoint.tokenizer import StreamDecoder
+
+        decoder, held, fed = StreamDecoder(self._model.tokenizer), "", 0
+        while not self._generation.done.all():
+            self._generation.advance(steps)
+            new = self.tokens[fed:]
+            fed += len(new)
+            held += decoder.feed(new)
+            if any(s in held for s in self._stops):
+                self._generation.finish(0)
+                yield _before_stop(held, self._stops)
+                return
+            # What may be the beginning of a stop string waits for what follows.
+            keep = max((n for s in self._stops for n in range(len(s)) if n and held.endswith(s[:n])), default=0)
+            piece, held = held[: len(held) - keep], held[len(held) - keep :]
+            if piece:
+                yield piece
+        if rest := held + decoder.finish():
+            yield _before_stop(rest, self._stops)
+
+
+def load(source: str, dtype: str | None = None) -> Model:
+    """A model from a built-in name, a GGUF file, a Hugging Face folder or hub id, or an Orbax checkpoint of ours.
+
+    dtype: "float32" or "bfloat16", of the weights and activations; None: float32 on a CPU, bfloat16 elsewhere. Raises
+    InputError if there is nothing to load, or something is wrong with it.
+    """
+    from jaxinfer.checkpoint import load_checkpoint
+
+    if dtype is None:
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"dtype={dtype!r} must be 'float32' or 'bfloat16'")
+    enable_compilation_cache()
+    found = load_checkpoint(source, dtype)
+    return Model(found.config, found.params, found.tokenizer, found.name, dtype)
+
+
+def _per_row(value: Any, batch: int, name: str, least: int) -> list[int]:
+    """One whole number a row. Raises InputError for anything else."""
+    values = [value] * batch if isinstance(value, (int, np.integer)) else list(value)
+    if len(values) != batch:
+        raise InputError(f"{name} has {len(values)} values for {batch} prompts: give one number, or one a prompt")
+    for x in values:
+        if isinstance(x, bool) or not isinstance(x, (int, np.integer)) or x < least:
+            raise InputError(f"{name}={x!r} must be a whole number, {least} or above")
+    return [int(x) for x in values]
+
+
+def _before_stop(text: str, stops: Sequence[str]) -> str:
+    """The text before the first stop string in it."""
+    return text[: min((text.find(s) for s in stops if s in text), default=len(text))]

@@ -1,0 +1,50 @@
+"""Keep every token."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxinfer.cache.store import Cache, causal, empty_store, round_up, write
+from jaxinfer.config import LayerKind, ModelConfig
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Every token keeps its keys and values, in every layer; the slot of a token is its position."""
+
+    capacity: int | None = None
+
+    def init(self, cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> Cache:
+        slots = round_up(capacity)
+        stores = {kind.name: empty_store(cfg, kind, batch, slots, dtype) for kind in cfg.kinds}
+        return Cache(stores, length=jnp.zeros(batch, jnp.int32), aux=None, policy=self)
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        return x
+
+    def decode(self, stored: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        return stored.astype(dtype)
+
+    def visible(self, kind: LayerKind, q_pos: jax.Array, kv_pos: jax.Array) -> jax.Array:
+        return causal(kind, q_pos, kv_pos)
+
+    def commit(self, cache: Cache, fresh: dict[str, Any], take: jax.Array | None, n: jax.Array, stats: Any) -> Cache:
+        return append(cache, fresh, take, n)
+
+
+def append(cache: Cache, fresh: dict[str, Any], take: jax.Array | None, n: jax.Array) -> Cache:
+    """Write each row's next n tokens at slot = position modulo the store's size: a list, or a ring once it is full."""
+
+    def into(store, new):
+        width = jax.tree.leaves(new)[0].shape[3] if take is None else take.shape[1]
+        slots = store.pos.shape[1]
+        order = jnp.arange(width)
+        pos = cache.length[:, None] + order
+        # Of tokens that would meet in one slot of a ring only the last is written: scatter order is undefined.
+        written = (order < n[:, None]) & (order >= n[:, None] - slots)
+        return write(store, new, take, pos, jnp.where(written, pos % slots, slots))
+
+    stores = {name: into(store, fresh[name]) for name, store in cache.stores.items()}
+    return cache.replace(stores=stores, length=cache.length + n)

@@ -1,0 +1,78 @@
+"""What every cache policy is made of: stores of slots, and the functions that fill and bound them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxinfer.config import LayerKind, ModelConfig
+
+BLOCK = 128
+"""Slots come in blocks of this many: attention reads whole blocks, and a store holds a whole number of them."""
+
+STORE_AXES = ("layers", "batch", "kv_heads", "slots", "head_dim")
+"""Logical axes of a store's keys and values. K-major, so that what one head reads is contiguous."""
+
+
+@struct.dataclass
+class Store:
+    """The slots of all layers of one kind. `k` and `v` are pytrees of arrays [L, B, K, S, ...] in storage format."""
+
+    k: Any
+    v: Any
+    pos: jax.Array  # i32[B, S]: the position of the token in a slot, -1 if the slot is empty
+
+
+@struct.dataclass
+class Cache:
+    """The committed tokens of every row. Forward reads it; only `policy.commit` writes it."""
+
+    stores: dict[str, Store]  # by the name of the layer kind
+    length: jax.Array  # i32[B]: tokens committed so far, whether they still have a slot or not
+    aux: Any  # a policy's own state, for example attention mass
+    policy: Any = struct.field(pytree_node=False)
+
+
+def round_up(n: int, multiple: int = BLOCK) -> int:
+    return -(-n // multiple) * multiple
+
+
+def empty_store(cfg: ModelConfig, kind: LayerKind, batch: int, slots: int, dtype: jnp.dtype) -> Store:
+    """A store without tokens: zeros, because 0 x NaN from an unused slot would reach the output."""
+    shape = (cfg.count(kind), batch, cfg.n_kv_heads, slots, cfg.head_dim)
+    return Store(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype), pos=jnp.full((batch, slots), -1, jnp.int32))
+
+
+def causal(kind: LayerKind, q_pos: jax.Array, kv_pos: jax.Array) -> jax.Array:
+    """Causality and the layer's own window: what a query at q_pos may see of kv_pos (arrays that broadcast)."""
+    seen = (kv_pos >= 0) & (kv_pos <= q_pos)
+    return seen if kind.window is None else seen & (kv_pos > q_pos - kind.window)
+
+
+def extent(store: Store) -> jax.Array:
+    """i32[]: slots from the first to the last one in use, in any row. Attention looks no further."""
+    slots = jnp.arange(1, store.pos.shape[1] + 1, dtype=jnp.int32)
+    return jnp.max(jnp.where(store.pos >= 0, slots, 0))
+
+
+def write(store: Store, fresh: tuple[Any, Any], take: jax.Array | None, pos: jax.Array, slot: jax.Array) -> Store:
+    """Put fresh tokens into slots, in place when the cache is donated.
+
+    fresh: (k, v), pytrees of [L, B, K, T, ...] in storage format. take: i32[B, E], which of the T go in; None: all, in
+    order. pos, slot: i32[B, E]; a slot outside the store drops its token.
+    """
+    rows = jnp.arange(slot.shape[0])[:, None]
+
+    def put(buffer, new):
+        if take is not None:
+            index = take.reshape(1, take.shape[0], 1, take.shape[1], *(1,) * (new.ndim - 4))
+            new = jnp.take_along_axis(new, index, axis=3)
+        # Advanced indices around a slice put their axes in front: the update is [B, E, L, K, ...].
+        return buffer.at[:, rows, :, slot].set(jnp.moveaxis(new, (1, 3), (0, 1)), mode="drop")
+
+    return Store(
+        k=jax.tree.map(put, store.k, fresh[0]),
+        v=jax.tree.map(put, store.v, fresh[1]),
+        pos=store.pos.at[rows, slot].set(pos, mode="drop"),
+    )

@@ -1,0 +1,42 @@
+"""Local layers keep their window only."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxinfer.cache.dense import append
+from jaxinfer.cache.store import Cache, causal, empty_store, round_up
+from jaxinfer.config import LayerKind, ModelConfig
+
+
+@dataclass(frozen=True)
+class Window:
+    """Layers with a sliding window keep a ring of that many tokens; the others keep every token. Exact.
+
+    A query sees its window's last `window` tokens, itself among them, and the fresh tokens of a step are not in the
+    cache: a ring of `window` slots is always enough, however wide the step (Mistral 7B, Jiang et al. 2023, section 2:
+    rolling buffer cache).
+    """
+
+    capacity: int | None = None
+
+    def init(self, cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> Cache:
+        stores = {
+            kind.name: empty_store(cfg, kind, batch, round_up(min(capacity, kind.window or capacity)), dtype)
+            for kind in cfg.kinds
+        }
+        return Cache(stores, length=jnp.zeros(batch, jnp.int32), aux=None, policy=self)
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        return x
+
+    def decode(self, stored: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        return stored.astype(dtype)
+
+    def visible(self, kind: LayerKind, q_pos: jax.Array, kv_pos: jax.Array) -> jax.Array:
+        return causal(kind, q_pos, kv_pos)
+
+    def commit(self, cache: Cache, fresh: dict[str, Any], take: jax.Array | None, n: jax.Array, stats: Any) -> Cache:
+        return append(cache, fresh, take, n)

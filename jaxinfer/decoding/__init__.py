@@ -1,0 +1,22 @@
+"""Decode methods, one file each, and the registry that configs resolve names in."""
+
+from jaxinfer.decoding.greedy import Greedy
+from jaxinfer.decoding.lookup import Lookup
+from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Verdict
+from jaxinfer.decoding.sample import Sample
+from jaxinfer.decoding.sampling import Sampling
+
+METHODS: dict[str, type] = {"greedy": Greedy, "sample": Sample, "lookup": Lookup}
+
+__all__ = [
+    "METHODS",
+    "Context",
+    "DecodeMethod",
+    "DecodeState",
+    "Draft",
+    "Greedy",
+    "Lookup",
+    "Sample",
+    "Sampling",
+    "Verdict",
+]

@@ -1,0 +1,28 @@
+"""Greedy decoding."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
+from jaxinfer.decoding.verify import accept_greedy
+from jaxinfer.model import Output
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """The most likely token, one a step: the baseline of every comparison."""
+
+    samples: ClassVar[bool] = False
+    width: ClassVar[int] = 1
+
+    def init(self, ctx: Context, state: DecodeState) -> None:
+        return None
+
+    def propose(self, ctx: Context, state: DecodeState) -> Draft:
+        return Draft(state.pending[:, None], size=jnp.ones_like(state.n))
+
+    def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
+        return Verdict(*accept_greedy(draft.tokens, draft.size, logits), aux=None)

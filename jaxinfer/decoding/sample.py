@@ -1,0 +1,30 @@
+"""Sampling from the model, one token a step."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
+from jaxinfer.decoding.sampling import penalize
+from jaxinfer.decoding.verify import accept
+from jaxinfer.model import Output
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Temperature, top-k, top-p (nucleus), min-p and penalties, one token a step; temperature 0 is greedy."""
+
+    samples: ClassVar[bool] = True
+    width: ClassVar[int] = 1
+
+    def init(self, ctx: Context, state: DecodeState) -> None:
+        return None
+
+    def propose(self, ctx: Context, state: DecodeState) -> Draft:
+        return Draft(state.pending[:, None], size=jnp.ones_like(state.n))
+
+    def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
+        logits = penalize(state.sampling, logits, draft.tokens)
+        return Verdict(*accept(state.sampling, draft.tokens, draft.size, logits, state.step_keys), aux=None)

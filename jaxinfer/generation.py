@@ -1,0 +1,247 @@
+"""From prompts to tokens: the host side of a generation. It buckets shapes, drives the engine, and keeps the clock."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinfer.cache import CachePolicy
+from jaxinfer.cache.store import STORE_AXES, Cache
+from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState
+from jaxinfer.decoding.sampling import Sampling, SamplingState
+from jaxinfer.engine import decode, prefill
+from jaxinfer.errors import InputError
+from jaxinfer.model import Transformer
+from jaxinfer.programs import program
+from jaxinfer.sharding import Sharding
+
+LARGEST_CHUNK = 512  # tokens of a row that one prefill call takes
+SMALLEST_CHUNK = 16
+SMALLEST_BUFFER = 128  # tokens: prompts and limits that fit in the same power of two share a program
+STEPS_PER_CALL = 64  # so that Ctrl-C and progress are never far away
+STOP_SLOTS = 8
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a generation did, a value for each row, and what it cost."""
+
+    steps: list[int]  # forwards of the target that the row took part in
+    proposed: list[int]  # draft tokens proposed
+    accepted: list[int]  # draft tokens accepted
+    emitted: list[int]  # new tokens
+    prompt_tokens: list[int]
+    seconds: dict[str, float]  # "prefill", "decode": running; "compile": compiling, apart from both
+    weight_bytes: int  # parameters
+    cache_bytes: int  # the whole cache as allocated
+    temp_bytes: int  # scratch memory of the decode program
+    step_bytes: int  # what one decode step has to read: weights, and on average the live part of the cache
+
+    @property
+    def tokens_per_step(self) -> float:
+        """New tokens for each forward of the target: 1 for greedy (Spec-Bench's mean accepted tokens)."""
+        return sum(self.emitted) / max(sum(self.steps), 1)
+
+    @property
+    def prefill_rate(self) -> float:
+        """Prompt tokens per second, over all rows; the last token of a prompt belongs to the first decode step."""
+        return sum(n - 1 for n in self.prompt_tokens) / max(self.seconds["prefill"], 1e-9)
+
+    @property
+    def decode_rate(self) -> float:
+        """New tokens per second, over all rows."""
+        return sum(self.emitted) / max(self.seconds["decode"], 1e-9)
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second that decoding has to have read at this speed."""
+        return self.step_bytes * max(self.steps, default=0) / max(self.seconds["decode"], 1e-9)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model where it lies: static network, parameters, and how they are spread over devices."""
+
+    model: Transformer
+    params: Any
+    layout: Sharding | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def place(self, x: Any, *axes: str | None) -> jax.Array:
+        return jnp.asarray(x) if self.layout is None else self.layout.place(jnp.asarray(x), axes)
+
+    def empty_cache(self, policy: CachePolicy, batch: int, capacity: int) -> Cache:
+        cache = policy.init(self.model.cfg, batch, policy.capacity or capacity, self.model.dtype)
+        if self.layout is None:
+            return cache
+
+        def axes_of(x):
+            return STORE_AXES[: x.ndim] if x.ndim >= 4 else ("batch", *(None,) * (x.ndim - 1))
+
+        return jax.tree.map(lambda x: self.layout.place(x, axes_of(x)), cache)
+
+    def prefill(self, cache: Cache, tokens: np.ndarray, n: np.ndarray) -> tuple[Cache, float]:
+        """Commit the first n[B] of tokens i32[B, P], chunk by chunk: the cache, and seconds spent compiling."""
+        compiling, done = 0.0, 0
+        for width in chunks(int(n.max(initial=0))):
+            part = np.zeros((tokens.shape[0], width), np.int32)
+            given = tokens[:, done : done + width]
+            part[:, : given.shape[1]] = given
+            size = np.clip(n - done, 0, width).astype(np.int32)
+            args = (self.params, cache, self.place(part, "batch", "tokens"), self.place(size, "batch"))
+            call, new = program(prefill, (self.model,), args, carry=1, layout=self.layout)
+            compiling += call.seconds if new else 0.0
+            cache = call.call(*args)
+            done += width
+        return cache, compiling
+
+
+def chunks(n: int) -> Iterator[int]:
+    """Widths of the prefill calls for n tokens: powers of two, few calls, little padding."""
+    while n > 0:
+        width = min(LARGEST_CHUNK, max(SMALLEST_CHUNK, power_of_two(n)))
+        if width > 64 and n < 0.7 * width:
+            width //= 2
+        yield width
+        n -= width
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+class Generation:
+    """One batch of prompts on its way through the model.
+
+    The constructor prefills; `advance` takes steps; `rows` gives what is there. Rows never wait in Python: only the
+    flags `done` are read between calls of the loop.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        method: DecodeMethod,
+        policy: CachePolicy,
+        sampling: Sampling,
+        seeds: Sequence[int],
+        stop: Sequence[int],
+        logprobs: bool,
+    ):
+        cfg = target.model.cfg
+        lengths = np.array([len(p) for p in prompts], np.int32)
+        ends = np.minimum(lengths + np.asarray(limits, np.int32), cfg.max_positions + 1).astype(np.int32)
+        buffer = max(SMALLEST_BUFFER, power_of_two(int(ends.max())))
+        if policy.capacity is not None and ends.max() - 1 > policy.capacity:
+            raise InputError(
+                f"policy capacity={policy.capacity} is too small: the longest prompt and its new tokens need "
+                f"{ends.max() - 1} slots"
+            )
+        if len(stop) > STOP_SLOTS:
+            raise InputError(f"{len(stop)} stop tokens: at most {STOP_SLOTS} can be checked on the device")
+        tokens = np.zeros((len(prompts), buffer), np.int32)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = prompt
+
+        self.target, self.method, self.lengths = target, method, lengths
+        self.seconds = {"prefill": 0.0, "decode": 0.0, "compile": 0.0}
+        self.temp_bytes = 0
+        start = time.perf_counter()
+        cache, compiling = target.prefill(target.empty_cache(policy, len(prompts), buffer), tokens, lengths - 1)
+        jax.block_until_ready(cache.length)
+        self._clock("prefill", start, compiling)
+        self.cache_bytes = sum(x.nbytes for x in jax.tree.leaves(cache))
+
+        def per_row(x, *more):
+            return target.place(x, "batch", *more)
+
+        zeros = np.zeros(len(prompts), np.int32)
+        state = DecodeState(
+            tokens=per_row(tokens, None),
+            n=per_row(lengths),
+            limit=per_row(ends),
+            done=per_row(lengths >= ends),
+            stop=target.place(np.array([*stop, *[-1] * (STOP_SLOTS - len(stop))], np.int32), None),
+            cache=cache,
+            keys=jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)),
+            sampling=SamplingState.of(sampling, prompts, cfg.vocab_size) if method.samples else None,
+            logprobs=per_row(np.zeros(tokens.shape, np.float32), None) if logprobs else None,
+            aux=None,
+            steps=per_row(zeros),
+            proposed=per_row(zeros),
+            accepted=per_row(zeros),
+        )
+        if target.layout is not None:  # what names no axes of its own lies whole on every device
+            everywhere = jax.sharding.NamedSharding(target.layout.mesh, jax.P())
+            state = state.replace(
+                keys=jax.device_put(state.keys, everywhere),
+                sampling=jax.device_put(state.sampling, everywhere) if method.samples else None,
+            )
+        self.state = state.replace(aux=method.init(Context(target.params, target.extras, target.model), state))
+
+    def advance(self, steps: int) -> None:
+        """Take up to this many steps."""
+        args = (self.target.params, self.target.extras, self.state, jnp.asarray(steps, jnp.int32))
+        start = time.perf_counter()
+        static = (self.target.model, self.method)
+        call, new = program(decode, static, args, carry=2, layout=self.target.layout)
+        self.temp_bytes = call.temp_bytes
+        self.state = call.call(*args)
+        jax.block_until_ready(self.state.done)
+        self._clock("decode", start, call.seconds if new else 0.0)
+
+    def run(self, steps_per_call: int = STEPS_PER_CALL, after: Callable[["Generation"], None] | None = None) -> None:
+        """Advance until every row is done, calling `after` between the calls."""
+        while not self.done.all():
+            self.advance(steps_per_call)
+            if after:
+                after(self)
+
+    def finish(self, row: int) -> None:
+        """End one row: a stop string was found on the host."""
+        self.state = self.state.replace(done=self.state.done.at[row].set(True))
+
+    def _clock(self, stage: str, start: float, compiling: float) -> None:
+        self.seconds[stage] += time.perf_counter() - start - compiling
+        self.seconds["compile"] += compiling
+
+    @property
+    def done(self) -> np.ndarray:
+        return np.asarray(self.state.done)
+
+    def rows(self) -> list[list[int]]:
+        """The new tokens of each row so far."""
+        tokens, ends = np.asarray(self.state.tokens), np.asarray(self.state.n)
+        return [row[a:b].tolist() for row, a, b in zip(tokens, self.lengths, ends, strict=True)]
+
+    def logprobs(self) -> list[list[float]] | None:
+        """The log-probability of each new token under the model's own distribution."""
+        if self.state.logprobs is None:
+            return None
+        values, ends = np.asarray(self.state.logprobs), np.asarray(self.state.n)
+        return [row[a:b].tolist() for row, a, b in zip(values, self.lengths, ends, strict=True)]
+
+    def stats(self) -> Stats:
+        state, ends = self.state, np.asarray(self.state.n)
+        weights = sum(x.nbytes for x in jax.tree.leaves(self.target.params))
+        looked_up = 0 if self.target.model.cfg.tie_embeddings else self.target.params["embed"]["embedding"].nbytes
+        slots = sum(store.pos.shape[0] * store.pos.shape[1] for store in state.cache.stores.values())
+        live = sum(np.minimum((self.lengths + ends) / 2, s.pos.shape[1]).sum() for s in state.cache.stores.values())
+        return Stats(
+            steps=np.asarray(state.steps).tolist(),
+            proposed=np.asarray(state.proposed).tolist(),
+            accepted=np.asarray(state.accepted).tolist(),
+            emitted=(ends - self.lengths).tolist(),
+            prompt_tokens=self.lengths.tolist(),
+            seconds=dict(self.seconds),
+            weight_bytes=weights,
+            cache_bytes=self.cache_bytes,
+            temp_bytes=self.temp_bytes,
+            step_bytes=int(weights - looked_up + self.cache_bytes * live / slots),
+        )

@@ -1,0 +1,178 @@
+"""The one network: embed, segments of blocks, final norm. Logits apart, where they are wanted.
+
+    forward = Transformer(cfg, dtype).apply({"params": params}, tokens, positions, cache, tree)
+
+The cache is read-only inside: forward attends over what is committed and over its own T fresh tokens, and returns the
+fresh keys and values for `policy.commit`.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from jaxinfer.cache import Dense
+from jaxinfer.cache.store import Cache
+from jaxinfer.config import LayerKind, ModelConfig, Segment
+from jaxinfer.layers.attention import Attention, Step
+from jaxinfer.layers.embed import Embedding
+from jaxinfer.layers.linear import Linear
+from jaxinfer.layers.mlp import GatedMLP
+from jaxinfer.layers.norm import RMSNorm
+from jaxinfer.sharding.rules import constrain
+
+
+@struct.dataclass
+class Output:
+    """What one forward gives."""
+
+    hidden: jax.Array  # [B, T, D], after the final norm
+    fresh: dict[str, Any]  # by layer kind: (k, v) in storage format, leaves [L, B, K, T, ...]
+    stats: Any = None  # what a policy or a router wants to know of this step
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a norm and inside a residual."""
+
+    cfg: ModelConfig
+    kind: LayerKind
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, layer: jax.Array, step: Step) -> tuple[jax.Array, tuple[Any, Any]]:
+        cfg = self.cfg
+
+        def norm(name, y):
+            return RMSNorm(cfg.norm_eps, name=name)(y)
+
+        with jax.named_scope("attention"):
+            y, fresh = Attention(cfg, self.kind, self.dtype, name="attention")(norm("attention_norm", x), layer, step)
+            x = x + (norm("attention_post_norm", y) if cfg.post_norms else y)
+        with jax.named_scope("mlp"):
+            y = GatedMLP(cfg, self.dtype, name="mlp")(norm("mlp_norm", x))
+            x = x + (norm("mlp_post_norm", y) if cfg.post_norms else y)
+        return constrain(x, "batch", "tokens", "embed"), fresh
+
+
+class Pattern(nn.Module):
+    """One repeat of a segment: the body that is scanned."""
+
+    cfg: ModelConfig
+    segment: Segment
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, layers: jax.Array, step: Step):
+        fresh = []
+        for j, kind in enumerate(self.segment.pattern):
+            x, kv = Block(self.cfg, kind, self.dtype, name=f"layer_{j}")(x, layers[j], step)
+            fresh.append(kv)
+        return x, fresh
+
+
+class Transformer(nn.Module):
+    """A decoder-only Transformer. Static under jit: configuration and weight dtype are its identity."""
+
+    cfg: ModelConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        cfg = self.cfg
+        self.embed = Embedding(cfg, self.dtype)
+        scan = partial(
+            nn.scan,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        for i, segment in enumerate(cfg.segments):
+            setattr(self, f"segment_{i}", scan(Pattern, length=segment.repeats)(cfg, segment, self.dtype))
+        self.final_norm = RMSNorm(cfg.norm_eps)
+        if not cfg.tie_embeddings:
+            shape, axes = (cfg.d_model, cfg.vocab_size), ("embed", "vocab")
+            self.head = Linear(shape, axes, dtype=self.dtype, out_dtype=jnp.float32)
+
+    def __call__(
+        self, tokens: jax.Array, positions: jax.Array, cache: Cache, tree: jax.Array | None = None
+    ) -> Output:
+        """tokens, positions i32[B, T]; tree bool[B, T, T] or None for a chain -> Output."""
+        x = constrain(self.embed(tokens), "batch", "tokens", "embed")
+        step = Step.of(positions, tree, cache)
+        fresh: dict[str, list] = {kind.name: [] for kind in self.cfg.kinds}
+        for i, (segment, layers) in enumerate(zip(self.cfg.segments, layer_indices(self.cfg), strict=True)):
+            x, new = getattr(self, f"segment_{i}")(x, layers, step)
+            for name, kv in by_kind(segment, new).items():
+                fresh[name].append(kv)
+        joined = {name: jax.tree.map(lambda *parts: concat(parts), *kvs) for name, kvs in fresh.items()}
+        return Output(hidden=self.final_norm(x), fresh=joined)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """hidden[B, T, D] -> float32[B, T, V]."""
+        with jax.named_scope("logits"):
+            logits = self.embed.attend(hidden) if self.cfg.tie_embeddings else self.head(hidden)
+            return constrain(logits, "batch", "tokens", "vocab")
+
+    def whole(self, tokens: jax.Array, positions: jax.Array, cache: Cache) -> jax.Array:
+        """Forward and logits in one: what touches every parameter, for initialization."""
+        return self.logits(self(tokens, positions, cache).hidden)
+
+
+def layer_indices(cfg: ModelConfig) -> list[jax.Array]:
+    """For each segment i32[repeats, pattern]: the index of each layer within the store of its kind."""
+    seen = dict.fromkeys(cfg.kinds, 0)
+    indices = []
+    for segment in cfg.segments:
+        rows = []
+        for _ in range(segment.repeats):
+            row = []
+            for kind in segment.pattern:
+                row.append(seen[kind])
+                seen[kind] += 1
+            rows.append(row)
+        indices.append(jnp.array(rows, jnp.int32))
+    return indices
+
+
+def by_kind(segment: Segment, fresh: list) -> dict[str, Any]:
+    """Fresh leaves [repeats, B, ...] by position in the pattern -> [layers of that kind, B, ...] by kind, in order."""
+    groups: dict[str, list] = {}
+    for kind, kv in zip(segment.pattern, fresh, strict=True):
+        groups.setdefault(kind.name, []).append(kv)
+
+    def interleave(*parts):
+        if len(parts) == 1:
+            return parts[0]
+        return jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
+
+    return {name: jax.tree.map(interleave, *kvs) for name, kvs in groups.items()}
+
+
+def concat(parts: tuple[jax.Array, ...]) -> jax.Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+
+def _initialize(cfg: ModelConfig, dtype: jnp.dtype, key: jax.Array) -> Any:
+    one = jnp.zeros((1, 1), jnp.int32)
+    cache = Dense().init(cfg, 1, 1, dtype)
+    return Transformer(cfg, dtype).init(key, one, one, cache, method=Transformer.whole)["params"]
+
+
+def init_params(cfg: ModelConfig, dtype: jnp.dtype, key: jax.Array) -> dict:
+    """Random weights, as the plain nested dict that a checkpoint gives too."""
+    return nn.meta.unbox(jax.jit(_initialize, static_argnums=(0, 1))(cfg, dtype, key))
+
+
+def abstract_params(cfg: ModelConfig, dtype: jnp.dtype) -> dict:
+    """The parameter tree as jax.ShapeDtypeStruct: what a checkpoint has to fill."""
+    boxed = jax.eval_shape(partial(_initialize, cfg, jnp.dtype(dtype)), jax.random.key(0))
+    return nn.meta.unbox(boxed)
+
+
+def param_axes(cfg: ModelConfig) -> dict:
+    """The parameter tree's logical axes: a tuple of names for each leaf."""
+    boxed = jax.eval_shape(partial(_initialize, cfg, jnp.dtype("float32")), jax.random.key(0))
+    return jax.tree.map(tuple, nn.get_partition_spec(boxed), is_leaf=lambda x: isinstance(x, jax.P))
