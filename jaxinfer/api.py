@@ -16,6 +16,7 @@ from jaxinfer.decoding import DecodeMethod, Greedy, Sample, Sampling
 from jaxinfer.engine import score
 from jaxinfer.errors import InputError
 from jaxinfer.generation import Generation, Stats, Target, chunks
+from jaxinfer.layers.stacked import separate
 from jaxinfer.model import Transformer, init_params, param_axes
 from jaxinfer.programs import enable_compilation_cache, program
 from jaxinfer.sharding import DATA_TENSOR, Rules, Sharding
@@ -46,6 +47,7 @@ class Model:
     dtype: str = "float32"
     layout: Sharding | None = None
     extras: dict[str, Any] = field(default_factory=dict)
+    separate_layers: bool = True  # on a CPU: large layers as views of their own. Faster steps, longer to compile
 
     @classmethod
     def random(cls, config: ModelConfig, seed: int = 0, dtype: str = "float32") -> "Model":
@@ -58,7 +60,9 @@ class Model:
 
     @cached_property
     def target(self) -> Target:
-        return Target(self.network, self.params, self.layout, self.extras)
+        on_cpu = self.layout is None and jax.default_backend() == "cpu"
+        params = separate(self.params) if on_cpu and self.separate_layers else self.params
+        return Target(self.network, params, self.layout, self.extras)
 
     def shard(self, mesh: jax.sharding.Mesh, rules: Rules = DATA_TENSOR) -> "Model":
         """The same model spread over a mesh. A mesh axis that does not divide a dimension leaves it whole."""

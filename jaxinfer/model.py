@@ -17,7 +17,7 @@ from flax import struct
 from jaxinfer.cache import Dense
 from jaxinfer.cache.store import Cache
 from jaxinfer.config import LayerKind, ModelConfig, Segment
-from jaxinfer.layers.attention import Attention, Step
+from jaxinfer.layers.attention import Attention, Place, Step
 from jaxinfer.layers.embed import Embedding
 from jaxinfer.layers.linear import Linear
 from jaxinfer.layers.mlp import GatedMLP
@@ -35,24 +35,26 @@ class Output:
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and inside a residual."""
+    """Attention and MLP, each behind a norm and inside a residual. Its weights are stacks of `layers`."""
 
     cfg: ModelConfig
     kind: LayerKind
+    layers: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, layer: jax.Array, step: Step) -> tuple[jax.Array, tuple[Any, Any]]:
+    def __call__(self, x: jax.Array, place: Place, step: Step) -> tuple[jax.Array, tuple[Any, Any]]:
         cfg = self.cfg
 
         def norm(name, y):
-            return RMSNorm(cfg.norm_eps, name=name)(y)
+            return RMSNorm(cfg.norm_eps, layers=self.layers, name=name)(y, place.layer)
 
         with jax.named_scope("attention"):
-            y, fresh = Attention(cfg, self.kind, self.dtype, name="attention")(norm("attention_norm", x), layer, step)
+            attention = Attention(cfg, self.kind, self.layers, self.dtype, name="attention")
+            y, fresh = attention(norm("attention_norm", x), place, step)
             x = x + (norm("attention_post_norm", y) if cfg.post_norms else y)
         with jax.named_scope("mlp"):
-            y = GatedMLP(cfg, self.dtype, name="mlp")(norm("mlp_norm", x))
+            y = GatedMLP(cfg, self.layers, self.dtype, name="mlp")(norm("mlp_norm", x), place.layer)
             x = x + (norm("mlp_post_norm", y) if cfg.post_norms else y)
         return constrain(x, "batch", "tokens", "embed"), fresh
 
@@ -65,10 +67,10 @@ class Pattern(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, layers: jax.Array, step: Step):
+    def __call__(self, x: jax.Array, places: list[Place], step: Step):
         fresh = []
-        for j, kind in enumerate(self.segment.pattern):
-            x, kv = Block(self.cfg, kind, self.dtype, name=f"layer_{j}")(x, layers[j], step)
+        for j, (kind, place) in enumerate(zip(self.segment.pattern, places, strict=True)):
+            x, kv = Block(self.cfg, kind, self.segment.repeats, self.dtype, name=f"layer_{j}")(x, place, step)
             fresh.append(kv)
         return x, fresh
 
@@ -84,10 +86,9 @@ class Transformer(nn.Module):
         self.embed = Embedding(cfg, self.dtype)
         scan = partial(
             nn.scan,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
+            variable_broadcast="params",  # the stacks as a whole: each product takes its layer out itself
+            split_rngs={"params": False},
             in_axes=(0, nn.broadcast),
-            metadata_params={nn.PARTITION_NAME: "layers"},
         )
         for i, segment in enumerate(cfg.segments):
             setattr(self, f"segment_{i}", scan(Pattern, length=segment.repeats)(cfg, segment, self.dtype))
@@ -103,8 +104,8 @@ class Transformer(nn.Module):
         x = constrain(self.embed(tokens), "batch", "tokens", "embed")
         step = Step.of(positions, tree, cache)
         fresh: dict[str, list] = {kind.name: [] for kind in self.cfg.kinds}
-        for i, (segment, layers) in enumerate(zip(self.cfg.segments, layer_indices(self.cfg), strict=True)):
-            x, new = getattr(self, f"segment_{i}")(x, layers, step)
+        for i, (segment, places) in enumerate(zip(self.cfg.segments, layer_places(self.cfg), strict=True)):
+            x, new = getattr(self, f"segment_{i}")(x, places, step)
             for name, kv in by_kind(segment, new).items():
                 fresh[name].append(kv)
         joined = {name: jax.tree.map(lambda *parts: concat(parts), *kvs) for name, kvs in fresh.items()}
@@ -121,20 +122,19 @@ class Transformer(nn.Module):
         return self.logits(self(tokens, positions, cache).hidden)
 
 
-def layer_indices(cfg: ModelConfig) -> list[jax.Array]:
-    """For each segment i32[repeats, pattern]: the index of each layer within the store of its kind."""
+def layer_places(cfg: ModelConfig) -> list[list[Place]]:
+    """For each segment, and in it for each position of the pattern, the places of its repeats: arrays i32[repeats]."""
     seen = dict.fromkeys(cfg.kinds, 0)
-    indices = []
+    places = []
     for segment in cfg.segments:
-        rows = []
+        slots: list[list[int]] = [[] for _ in segment.pattern]
         for _ in range(segment.repeats):
-            row = []
-            for kind in segment.pattern:
-                row.append(seen[kind])
+            for j, kind in enumerate(segment.pattern):
+                slots[j].append(seen[kind])
                 seen[kind] += 1
-            rows.append(row)
-        indices.append(jnp.array(rows, jnp.int32))
-    return indices
+        layers = jnp.arange(segment.repeats, dtype=jnp.int32)
+        places.append([Place(layers, jnp.array(column, jnp.int32)) for column in slots])
+    return places
 
 
 def by_kind(segment: Segment, fresh: list) -> dict[str, Any]:

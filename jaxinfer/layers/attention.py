@@ -1,5 +1,6 @@
 """Self-attention over the committed cache and this step's fresh tokens."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -30,42 +31,50 @@ class Step:
         return cls(positions, tree, cache, {name: extent(store) for name, store in cache.stores.items()})
 
 
+@struct.dataclass
+class Place:
+    """Where a layer finds what is its own."""
+
+    layer: jax.Array  # i32[]: within the stacked weights of its segment
+    slot: jax.Array  # i32[]: within the cache store of its kind
+
+
 class Attention(nn.Module):
-    """Multi-head, grouped-query and multi-query attention (Vaswani 2017; Shazeer 2019; Ainslie 2023) with RoPE."""
+    """Multi-head, grouped-query and multi-query attention (Vaswani 2017; Ainslie 2023; Shazeer 2019) with RoPE."""
 
     cfg: ModelConfig
     kind: LayerKind
+    layers: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, layer: jax.Array, step: Step) -> tuple[jax.Array, tuple[Any, Any]]:
-        """x[B, T, D], layer i32[] within its kind's store -> (out[B, T, D], fresh (k, v)[B, K, T, H] as stored)."""
+    def __call__(self, x: jax.Array, place: Place, step: Step) -> tuple[jax.Array, tuple[Any, Any]]:
+        """x[B, T, D] -> (out[B, T, D], fresh (k, v) in storage format, leaves [B, K, T, ...])."""
         cfg, kind, policy = self.cfg, self.kind, step.cache.policy
         d, n, k_heads, h = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
+        linear = partial(Linear, dtype=self.dtype, layers=self.layers)
+        head_norm = partial(RMSNorm, cfg.norm_eps, "head_dim", self.layers)
 
-        def project(name, heads, axis):
-            return Linear((d, heads, h), ("embed", axis, "head_dim"), dtype=self.dtype, name=name)(x)
-
-        q, k, v = project("q", n, "heads"), project("k", k_heads, "kv_heads"), project("v", k_heads, "kv_heads")
+        q = linear((d, n, h), ("embed", "heads", "head_dim"), name="q")(x, place.layer)
+        k = linear((d, k_heads, h), ("embed", "kv_heads", "head_dim"), name="k")(x, place.layer)
+        v = linear((d, k_heads, h), ("embed", "kv_heads", "head_dim"), name="v")(x, place.layer)
         if cfg.qk_norm:
-            q = RMSNorm(cfg.norm_eps, "head_dim", name="q_norm")(q)
-            k = RMSNorm(cfg.norm_eps, "head_dim", name="k_norm")(k)
+            q = head_norm(name="q_norm")(q, place.layer)
+            k = head_norm(name="k_norm")(k, place.layer)
         q = rotate(q, step.positions, kind.rope) * (cfg.query_scale or h**-0.5)
         k = rotate(k, step.positions, kind.rope)
         q = constrain(fold_heads(q, k_heads), "batch", "kv_heads", None, "head_dim")
         fresh = tuple(policy.encode(jnp.swapaxes(y, 1, 2)) for y in (k, v))
 
-        def visible(q_pos, kv_pos):
-            return policy.visible(kind, q_pos, kv_pos)
-
         # Fresh tokens are seen as they will be once committed: through the storage format.
         k, v = (policy.decode(y, q.dtype) for y in fresh)
+        visible = partial(policy.visible, kind)
         mask = visible(step.positions[:, :, None], step.positions[:, None, :]) & chain_or(step.tree, x.shape[1])
         new = fresh_partial(q, k, v, mask)
         store, extent = step.cache.stores[kind.name], step.extents[kind.name]
-        old = cached_partial(q, store, layer, step.positions, extent, visible, policy.decode)
+        old = cached_partial(q, store, place.slot, step.positions, extent, visible, policy.decode)
         out = unfold_heads(merge(old, new).astype(x.dtype), x.shape[1])
-        return Linear((n, h, d), ("heads", "head_dim", "embed"), n_in=2, dtype=self.dtype, name="o")(out), fresh
+        return linear((n, h, d), ("heads", "head_dim", "embed"), n_in=2, name="o")(out, place.layer), fresh
 
 
 def chain_or(tree: jax.Array | None, width: int) -> jax.Array:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.layers.stacked import parameter
 
 
 class Embedding(nn.Module):
@@ -15,8 +16,9 @@ class Embedding(nn.Module):
 
     def setup(self):
         cfg = self.cfg
-        init = nn.with_partitioning(nn.initializers.normal(cfg.d_model**-0.5), ("vocab", "embed"))
-        self.embedding = self.param("embedding", init, (cfg.vocab_size, cfg.d_model), self.dtype)
+        init = nn.initializers.normal(cfg.d_model**-0.5)
+        shape, axes = (cfg.vocab_size, cfg.d_model), ("vocab", "embed")
+        self.embedding = parameter(self, "embedding", init, shape, axes, self.dtype)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """tokens[B, T] -> [B, T, D]."""

@@ -1,11 +1,12 @@
 """The one place where activations meet weights."""
 
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from jaxinfer.layers.stacked import parameter, with_layer
 
 
 def matmul(x: jax.Array, kernel: jax.Array, n_in: int = 1) -> jax.Array:
@@ -26,19 +27,26 @@ def matmul(x: jax.Array, kernel: jax.Array, n_in: int = 1) -> jax.Array:
 class Linear(nn.Module):
     """A projection without bias. `shape` is [*in, *out]; `axes` names the logical axis of each dimension.
 
-    The result has x's dtype, or `out_dtype` if one is given.
+    With `layers`, the kernel is a stack of that many, and the call says which one. The result has x's dtype, or
+    `out_dtype` if one is given.
     """
 
-    shape: Sequence[int]
-    axes: Sequence[str]
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
     n_in: int = 1
     dtype: jnp.dtype = jnp.float32
     out_dtype: jnp.dtype | None = None
+    layers: int | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, layer: jax.Array | None = None) -> jax.Array:
         def init(key, shape, dtype):
-            return jax.random.normal(key, shape, dtype) * math.prod(shape[: self.n_in]) ** -0.5
+            return jax.random.normal(key, shape, dtype) * math.prod(self.shape[: self.n_in]) ** -0.5
 
-        kernel = self.param("kernel", nn.with_partitioning(init, tuple(self.axes)), tuple(self.shape), self.dtype)
-        return matmul(x, kernel, self.n_in).astype(self.out_dtype or x.dtype)
+        def product(kernel):
+            return matmul(x, kernel, self.n_in).astype(self.out_dtype or x.dtype)
+
+        if self.layers is None:
+            return product(parameter(self, "kernel", init, self.shape, self.axes, self.dtype))
+        shape, axes = (self.layers, *self.shape), ("layers", *self.axes)
+        return with_layer(parameter(self, "kernel", init, shape, axes, self.dtype), layer, product)

@@ -17,12 +17,15 @@ class GatedMLP(nn.Module):
     """down(act(gate x) * up x): SwiGLU with silu, GeGLU with gelu (Shazeer 2020, "GLU Variants")."""
 
     cfg: ModelConfig
+    layers: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, layer: jax.Array) -> jax.Array:
+        """x[B, T, D], layer i32[] within the stack -> [B, T, D]."""
         d, f = self.cfg.d_model, self.cfg.d_ff
-        gate = Linear((d, f), ("embed", "mlp"), dtype=self.dtype, name="gate")(x)
-        up = Linear((d, f), ("embed", "mlp"), dtype=self.dtype, name="up")(x)
+        linear = partial(Linear, dtype=self.dtype, layers=self.layers)
+        gate = linear((d, f), ("embed", "mlp"), name="gate")(x, layer)
+        up = linear((d, f), ("embed", "mlp"), name="up")(x, layer)
         hidden = constrain(ACTIVATIONS[self.cfg.activation](gate) * up, "batch", "tokens", "mlp")
-        return Linear((f, d), ("mlp", "embed"), dtype=self.dtype, name="down")(hidden)
+        return linear((f, d), ("mlp", "embed"), name="down")(hidden, layer)

@@ -1,0 +1,60 @@
+"""Weights of scanned layers: stacked on axis 0, indexed by the layer that is running.
+
+The scanned body sees the whole stack and a layer number, as attention sees the whole cache. What it costs to get one
+layer out of the stack depends on the target. XLA on a CPU copies the slice before a matrix product may read it, which
+doubles the time of a decode step once a layer is larger than the processor's cache. `separate` avoids that: the same
+memory, seen as one array a layer, and a branch that picks the product.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+
+WORTH_SEPARATING = 1 << 18  # bytes of one layer's matrix: smaller slices stay in the processor's cache when copied
+
+
+@struct.dataclass
+class Separate:
+    """A stacked weight as one array a layer."""
+
+    layers: tuple[jax.Array, ...]
+
+
+def parameter(
+    module: nn.Module, name: str, init: Callable[..., jax.Array], shape: tuple[int, ...], axes: tuple[str, ...], dtype
+) -> Any:
+    """A parameter and its logical axes. One that is given is taken as it is: it may be compressed, or `Separate`."""
+    if module.has_variable("params", name):
+        return nn.meta.unbox(module.get_variable("params", name))
+    return module.param(name, nn.with_partitioning(init, axes), shape, dtype)
+
+
+def with_layer(weight: Any, layer: jax.Array, use: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """use(weight[layer]): `weight` is an array [L, ...] or a `Separate`, `layer` an i32[]."""
+    if isinstance(weight, Separate):
+        # The branches differ in the buffer they read, in nothing else.
+        return jax.lax.switch(layer, [lambda w=w: use(w) for w in weight.layers])
+    return use(jax.lax.dynamic_index_in_dim(weight, layer, keepdims=False))
+
+
+def separate(params: dict[str, Any], least_bytes: int = WORTH_SEPARATING) -> dict[str, Any]:
+    """The same parameters, with every large stacked kernel as views of one layer each. Copies nothing.
+
+    For arrays in the memory of one CPU device. The result shares its memory with `params`, which must stay alive.
+    """
+
+    def views(path, leaf):
+        names = [entry.key for entry in path]
+        if not (names[0].startswith("segment_") and names[-1] == "kernel") or leaf.nbytes < least_bytes * leaf.shape[0]:
+            return leaf
+        layers = tuple(jax.device_put(layer) for layer in np.asarray(leaf))
+        base, size = leaf.unsafe_buffer_pointer(), leaf.nbytes // leaf.shape[0]
+        shared = all(layer.unsafe_buffer_pointer() == base + i * size for i, layer in enumerate(layers))
+        return Separate(layers) if shared else leaf
+
+    return jax.tree_util.tree_map_with_path(views, params)
