@@ -1,0 +1,106 @@
+"""Fills the stacked parameters from a checkpoint's tensors, leaf by leaf and block by block.
+
+At any time host memory holds what has been placed, one leaf that is being filled, and one block: a model that fits the
+device can be loaded.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxinfer.checkpoint.mapping import Family, Format, Slot, Tensor, Tensors, slots
+from jaxinfer.config import ModelConfig
+from jaxinfer.errors import InputError
+from jaxinfer.model import abstract_params
+
+BLOCK_ELEMENTS = 1 << 17  # elements that are dequantized at once: temporaries stay in the processor's cache
+
+Place = Callable[[np.ndarray], Any]
+
+
+def assemble_params(
+    tensors: Tensors, family: Family, cfg: ModelConfig, fmt: Format, dtype: Any, place: Place, source: str
+) -> dict:
+    """The parameter tree of `cfg`, with kernels and embedding in `dtype` and norm scales in float32.
+
+    `place` takes each finished leaf from the host to where it will live: `jax.device_put`, perhaps with a sharding.
+    `source` names the checkpoint in errors. Raises InputError, before any tensor is read, if a tensor is missing, not
+    known, or has the wrong shape.
+    """
+    leaves = flatten(abstract_params(cfg, dtype))
+    wanted = slots(family, cfg, fmt, set(leaves))
+    _check(tensors, wanted, leaves, family, source)
+    by_leaf = defaultdict(list)
+    for name, slot in wanted.items():
+        by_leaf[slot.path].append((name, slot))
+    placed = {}
+    for path in sorted(
+        leaves, key=lambda path: -leaves[path].size
+    ):  # a leaf may exist twice for a moment: largest first
+        leaf = _aligned(leaves[path].shape, leaves[path].dtype)
+        for name, slot in by_leaf[path]:
+            _fill(slot.of(leaf), tensors[name], slot.offset)
+        placed[path] = jax.block_until_ready(place(leaf))
+        del leaf
+    return unflatten(placed)
+
+
+def _check(tensors: Tensors, wanted: dict[str, Slot], leaves: dict, family: Family, source: str) -> None:
+    missing = [name for name in wanted if name not in tensors]
+    if missing:
+        shape = wanted[missing[0]].file_shape(leaves[wanted[missing[0]].path].shape)
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise InputError(f"{source}: tensor {missing[0]!r} of shape {shape} is missing{more}")
+    for name, slot in wanted.items():
+        shape = slot.file_shape(leaves[slot.path].shape)
+        if tensors[name].shape != shape:
+            raise InputError(f"{source}: tensor {name!r} has shape {tensors[name].shape}, expected {shape}")
+    extra = [name for name in tensors if name not in wanted and not re.fullmatch(family.ignore, name)]
+    if extra:
+        more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
+        raise InputError(f"{source}: tensor {extra[0]!r}{more} has no place in this {family.name} model")
+
+
+def _fill(view: np.ndarray, tensor: Tensor, offset: float) -> None:
+    """Write a tensor of the file into a view of its parameter, in blocks along the first axis of the view."""
+    rows_per_step = tensor.shape[0] // view.shape[0]  # above 1 where the view splits the file's rows, into heads
+    steps = max(1, BLOCK_ELEMENTS * view.shape[0] // max(1, view.size))
+    for start in range(0, view.shape[0], steps):
+        stop = min(start + steps, view.shape[0])
+        block = tensor.rows(start * rows_per_step, stop * rows_per_step)
+        if offset:
+            block = block.astype(np.float32) + np.float32(offset)
+        # Cast first: numpy casts bfloat16 slowly where the destination is strided.
+        view[start:stop] = block.astype(view.dtype, copy=False).reshape(view[start:stop].shape)
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An uninitialized array at a multiple of 64 bytes: `jax.device_put` to a CPU takes it over without a copy."""
+    n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(n_bytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + n_bytes].view(dtype).reshape(shape)
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """A nested dict as a flat one, from paths such as `"embed/embedding"`."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def unflatten(flat: dict[str, Any]) -> dict:
+    """The nested dict of which `flatten` gives `flat`."""
+    tree: dict = {}
+    for path, value in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree

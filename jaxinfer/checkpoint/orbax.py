@@ -1,0 +1,146 @@
+"""Orbax checkpoints of this package: stacked parameters, with configuration and tokenizer beside them.
+
+A folder holds `params/` (Orbax), `jaxinfer.json` (format, name, dtype, configuration), and, if the model has a
+tokenizer, `tokenizer.json` and `tokenizer_settings.json`.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxinfer.checkpoint.assemble import Place, flatten, unflatten
+from jaxinfer.checkpoint.config_json import config_from_json, config_to_json
+from jaxinfer.checkpoint.huggingface import read_backend, read_json
+from jaxinfer.checkpoint.tokenizer import Tokenizer, TokenizerSettings
+from jaxinfer.config import ModelConfig
+from jaxinfer.errors import InputError
+from jaxinfer.model import abstract_params
+
+if TYPE_CHECKING:
+    from jaxinfer.checkpoint import Checkpoint
+
+MANIFEST = "jaxinfer.json"
+_FORMAT = 1
+
+
+def save(checkpoint: "Checkpoint", path: str | Path) -> None:
+    """Write a checkpoint into a new folder: all of it, or nothing.
+
+    Raises InputError if `path` exists or cannot be written.
+    """
+    path = refuse_existing(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.mkdir()
+        _write(checkpoint, draft)
+        draft.rename(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def refuse_existing(path: str | Path) -> Path:
+    """The absolute path of a folder to be written. Raises InputError if it exists."""
+    path = Path(path).expanduser().absolute()
+    if path.exists():
+        raise InputError(f"{path}: already exists; give a folder that does not")
+    return path
+
+
+def _write(checkpoint: "Checkpoint", folder: Path) -> None:
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "params", checkpoint.params)
+        checkpointer.wait_until_finished()
+    manifest = {
+        "format": _FORMAT,
+        "name": checkpoint.name,
+        "dtype": str(checkpoint.params["embed"]["embedding"].dtype),
+        "config": config_to_json(checkpoint.config),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    if checkpoint.tokenizer is not None:
+        checkpoint.tokenizer.backend.save(str(folder / "tokenizer.json"), pretty=False)
+        settings = json.dumps(dataclasses.asdict(checkpoint.tokenizer.settings), indent=2)
+        (folder / "tokenizer_settings.json").write_text(settings, encoding="utf-8")
+
+
+def convert(source: str | Path, destination: str | Path, dtype: Any = None) -> None:
+    """Load a model from any source and save it as a folder of this format; `dtype` None is float32.
+
+    Raises InputError as loading and saving do.
+    """
+    from jaxinfer.checkpoint import load_checkpoint
+
+    refuse_existing(destination)  # before the long part
+    save(load_checkpoint(source, dtype or "float32"), destination)
+
+
+def load(path: Path, dtype: Any, place: Place) -> tuple[ModelConfig, dict, Tokenizer | None, str]:
+    """Read what `save` wrote: configuration, parameters in `dtype`, tokenizer, name.
+
+    Raises InputError if the folder is not such a checkpoint, or is damaged.
+    """
+    manifest = read_json(path / MANIFEST)
+    if manifest.get("format") != _FORMAT:
+        raise InputError(f"{path / MANIFEST}: format {manifest.get('format')!r} is not supported; supported: {_FORMAT}")
+    try:
+        config = config_from_json(manifest["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path / MANIFEST}: the configuration does not fit: {error}") from None
+    params = _read_params(path, config, dtype, place)
+    return config, params, _read_tokenizer(path), str(manifest.get("name", path.name))
+
+
+def _read_params(path: Path, config: ModelConfig, dtype: Any, place: Place) -> dict:
+    import orbax.checkpoint as ocp
+
+    wanted = flatten(abstract_params(config, dtype))
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        try:
+            found = flatten(_shapes(checkpointer, path / "params"))
+        except Exception as error:  # orbax raises many kinds
+            raise InputError(f"{path / 'params'}: is not an Orbax checkpoint, or is damaged: {error}") from None
+        _check(path, wanted, found)
+        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype) for name, leaf in wanted.items()}
+        try:
+            params = checkpointer.restore(path / "params", restore_args=unflatten(as_numpy))
+        except Exception as error:
+            raise InputError(f"{path / 'params'}: is damaged: {error}") from None
+    leaves = flatten(params)
+    return unflatten({name: jax.block_until_ready(place(leaves.pop(name))) for name in wanted})
+
+
+def _read_tokenizer(path: Path) -> Tokenizer | None:
+    if not (path / "tokenizer.json").exists():
+        return None
+    values = read_json(path / "tokenizer_settings.json")
+    try:
+        settings = TokenizerSettings(**values | {"eos_ids": tuple(values["eos_ids"])})
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path / 'tokenizer_settings.json'}: does not fit: {error}") from None
+    return Tokenizer(read_backend(path / "tokenizer.json"), settings)
+
+
+def _shapes(checkpointer: Any, path: Path) -> dict:
+    return checkpointer.metadata(path).item_metadata.tree
+
+
+def _check(path: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    for name, leaf in wanted.items():
+        if name not in found:
+            raise InputError(f"{path}: parameter {name!r} of shape {leaf.shape} is missing")
+        if tuple(found[name].shape) != leaf.shape:
+            raise InputError(f"{path}: parameter {name!r} has shape {tuple(found[name].shape)}, expected {leaf.shape}")
+    extra = sorted(set(found) - set(wanted))
+    if extra:
+        raise InputError(f"{path}: parameter {extra[0]!r} has no place in this configuration")
