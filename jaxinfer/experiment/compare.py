@@ -1,0 +1,101 @@
+"""From raw measurements to the figures of the table: medians, spreads, and comparison with Greedy."""
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+REFERENCE = "greedy (reference)"  # the name of a baseline that the config did not ask for
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One row of the table. Rates in tokens/s, sizes in bytes, bandwidth in bytes/s; None where there is no figure."""
+
+    name: str
+    decode: float
+    decode_low: float
+    decode_high: float
+    prefill: float
+    speedup: float | None
+    tokens_per_step: float
+    identical: str
+    compile_seconds: float
+    weight_bytes: int
+    cache_bytes: int
+    temp_bytes: int
+    peak_rss_bytes: int | None
+    bandwidth: float
+
+
+def summarize(rows: list[Mapping[str, Any]]) -> list[Summary]:
+    """The finished rows, each compared with the greedy row of the same policy (and penalties), where there is one."""
+    return [_summary(row, baseline(row, rows)) for row in rows]
+
+
+def baseline(row: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The greedy row that `row` is to be compared with."""
+    key = baseline_key(row)
+    return next((other for other in rows if is_baseline(other) and baseline_key(other) == key), None)
+
+
+def baseline_key(row: Mapping[str, Any]) -> str:
+    """Rows of equal key have the same greedy baseline: one policy, and one set of penalties unless they sample."""
+    return json.dumps([row["policy"], {} if is_sampled(row) else penalties(row)], sort_keys=True)
+
+
+def is_baseline(row: Mapping[str, Any]) -> bool:
+    """Whether a row takes the most likely token, one a step: Greedy, or Sample at temperature 0 (with penalties)."""
+    return row["method"]["name"] in ("greedy", "sample") and not is_sampled(row)
+
+
+def is_sampled(row: Mapping[str, Any]) -> bool:
+    """Whether outputs are drawn at random, so that equality with Greedy is not to be expected."""
+    default = 1.0 if row["method"]["name"] == "sample" else 0.0  # what the engine takes where no sampling is given
+    return (row["sampling"] or {}).get("temperature", default) > 0
+
+
+def penalties(row: Mapping[str, Any]) -> dict[str, float]:
+    """The penalties of a row that are not neutral: they change what greedy decoding emits."""
+    neutral = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    return {key: value for key, value in (row["sampling"] or {}).items() if value != neutral.get(key, value)}
+
+
+def identical(row: Mapping[str, Any], other: Mapping[str, Any]) -> int:
+    """How many prompts have the same token ids in both rows."""
+    pairs = zip(row["prompts"], other["prompts"], strict=True)
+    return sum(one["tokens"] == two["tokens"] for one, two in pairs)
+
+
+def per_family(row: Mapping[str, Any]) -> dict[str, float]:
+    """Tokens emitted a step of the model, over the prompts of each family."""
+    families = dict.fromkeys(prompt["family"] for prompt in row["prompts"])
+    return {family: _tokens_per_step([p for p in row["prompts"] if p["family"] == family]) for family in families}
+
+
+def _tokens_per_step(prompts: list[Mapping[str, Any]]) -> float:
+    steps = sum(prompt["steps"] for prompt in prompts)
+    return sum(prompt["emitted"] for prompt in prompts) / steps if steps else 0.0
+
+
+def _summary(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Summary:
+    decode = statistics.median(row["decode_rates"])
+    base_decode = statistics.median(base["decode_rates"]) if base else 0.0
+    same = f"{identical(row, base)}/{len(row['prompts'])}" if base else "-"
+    return Summary(
+        name=row["name"],
+        decode=decode,
+        decode_low=min(row["decode_rates"]),
+        decode_high=max(row["decode_rates"]),
+        prefill=statistics.median(row["prefill_rates"]),
+        speedup=decode / base_decode if base_decode else None,
+        tokens_per_step=row["tokens_per_step"],
+        identical="n/a" if is_sampled(row) else same,
+        compile_seconds=row["compile_seconds"],
+        weight_bytes=row["weight_bytes"],
+        cache_bytes=row["cache_bytes"],
+        temp_bytes=row["temp_bytes"],
+        peak_rss_bytes=row["peak_rss_bytes"],
+        bandwidth=statistics.median(row["bandwidths"]),
+    )

@@ -1,0 +1,213 @@
+"""Measuring the rows of an experiment, one after the other, on one loaded model."""
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from jaxinfer.errors import InputError
+from jaxinfer.experiment import compare, registry, report, results
+from jaxinfer.experiment.merge import Origin
+from jaxinfer.experiment.prompts import Prompt
+from jaxinfer.experiment.schema import DecodingSpec, Experiment, RowSpec
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a run: what is kept, and where."""
+
+    def __init__(self, folder: Path, done: int, total: int):
+        super().__init__(f"{done} of {total} rows are done")
+        self.folder, self.done, self.total = folder, done, total
+
+
+def run(
+    config: Experiment, model, prompts: tuple[Prompt, ...], resume: Path | None = None, console: Console | None = None
+) -> Path:
+    """Measure the rows of a config in order, in a new run folder or in `resume`, whose finished rows are kept.
+
+    Returns the folder. After each row the row, table.md and report.html are on disk, so an interruption (raised as
+    Interrupted) costs the row under way and no more. Raises InputError, before anything is written, for a prompt that
+    does not fit the model.
+    """
+    tokens = encode(model, prompts, config)
+    rows = plan(config)
+    folder = resume or results.new_run(config)
+    done = results.read_rows(folder)
+    report.write(folder, config, done)
+    try:
+        with _progress(console) as progress:
+            overall = progress.add_task("rows", total=len(rows), completed=len(done))
+            current = progress.add_task("", total=None)
+            names = {record["name"] for record in done}
+            for row in [row for row in rows if row.name not in names]:
+                batches = len(_batches(prompts, config.decoding.batch)) * (1 + config.decoding.repeats)
+                progress.reset(current, description=row.name, total=batches)
+                record = measure(model, row, prompts, tokens, config.decoding, lambda: _advance(progress, current))
+                results.append_row(folder, record)
+                done.append(record)
+                report.write(folder, config, done)
+                _advance(progress, overall)
+            progress.update(current, visible=False)
+    except KeyboardInterrupt:
+        raise Interrupted(folder, len(done), len(rows)) from None
+    return folder
+
+
+def encode(model, prompts: tuple[Prompt, ...], config: Experiment) -> list[list[int]]:
+    """Token ids of every prompt, with the chat template if the config asks for it.
+
+    Raises InputError for a model without a tokenizer or a chat template, and for a prompt that leaves no room for the
+    new tokens in the model's context.
+    """
+    if model.tokenizer is None:
+        raise InputError(f"model.source: {config.model.source!r} has no tokenizer")
+    if config.prompts.chat and not model.tokenizer.has_chat:
+        raise InputError(f"prompts.chat: {config.model.source!r} has no chat template; set prompts.chat=false")
+    tokens = []
+    for index, prompt in enumerate(prompts):
+        if config.prompts.chat:
+            tokens.append(model.tokenizer.chat([{"role": "user", "content": prompt.text}]))
+        else:
+            tokens.append(model.tokenizer.encode(prompt.text))
+        length, room = len(tokens[-1]), model.config.max_positions - config.decoding.max_new_tokens
+        if length > room:
+            raise InputError(
+                f"prompts: prompt {index} has {length} tokens; with decoding.max_new_tokens="
+                f"{config.decoding.max_new_tokens} this model takes at most {max(room, 0)}"
+            )
+    return tokens
+
+
+def plan(config: Experiment) -> list[RowSpec]:
+    """The rows to measure: the config's, after a greedy reference for each that has no greedy row to compare with."""
+    rows = [dataclasses.asdict(row) for row in config.rows]
+    keys = {compare.baseline_key(row) for row in rows if compare.is_baseline(row)}
+    references = []
+    for row in rows:
+        key = compare.baseline_key(row)
+        if key in keys:
+            continue
+        keys.add(key)
+        method, sampling = {"name": "greedy"}, None
+        if not compare.is_sampled(row) and (penalties := compare.penalties(row)):
+            method, sampling = {"name": "sample"}, {"temperature": 0.0, **penalties}
+        name = f"{compare.REFERENCE} {len(references) + 1}" if references else compare.REFERENCE
+        references.append(RowSpec(name, method, row["policy"], sampling))
+    return [*references, *config.rows]
+
+
+def measure(
+    model,
+    row: RowSpec,
+    prompts: tuple[Prompt, ...],
+    tokens: list[list[int]],
+    decoding: DecodingSpec,
+    tick: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """One row: a warm-up pass over all prompts, then `decoding.repeats` timed ones.
+
+    Rates are tokens/s, bandwidths bytes/s, one a timed pass. Outputs are the warm-up's; every pass has the same seeds,
+    and a prompt keeps its seed however the prompts are batched. `tick` is called after each batch.
+    """
+    origin = Origin("row")
+    options = {
+        "max_new_tokens": decoding.max_new_tokens,
+        "method": registry.method(row.method, ("method",), origin),
+        "policy": row.policy and registry.policy(row.policy, ("policy",), origin),
+        "sampling": row.sampling and registry.sampling(row.sampling, ("sampling",), origin),
+    }
+
+    def one_pass() -> list:
+        outputs = []
+        for batch in _batches(tokens, decoding.batch):
+            seeds = [decoding.seed + index for index in batch]
+            outputs.append(model.generate([tokens[index] for index in batch], seed=seeds, **options))
+            tick()
+        return outputs
+
+    warm = one_pass()
+    warm_stats = [output.stats for output in warm]
+    timed = [[output.stats for output in one_pass()] for _ in range(decoding.repeats)]
+    return {
+        **dataclasses.asdict(row),
+        "dtype": model.dtype,
+        "decode_rates": [_mean(stats, "decode_rate", _decode_seconds) for stats in timed],
+        "prefill_rates": [_mean(stats, "prefill_rate", _prefill_seconds) for stats in timed],
+        "bandwidths": [_mean(stats, "bandwidth", _decode_seconds) for stats in timed],
+        "tokens_per_step": _mean(warm_stats, "tokens_per_step", lambda stats: sum(stats.steps)),
+        "compile_seconds": sum(stats.seconds["compile"] for stats in itertools.chain(warm_stats, *timed)),
+        "weight_bytes": max(stats.weight_bytes for stats in warm_stats),
+        "cache_bytes": max(stats.cache_bytes for stats in warm_stats),
+        "temp_bytes": max(stats.temp_bytes for stats in warm_stats),
+        "peak_rss_bytes": peak_rss(),
+        "prompts": _records(prompts, warm),
+    }
+
+
+def peak_rss() -> int | None:
+    """The most memory this process ever held, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _records(prompts: tuple[Prompt, ...], outputs: list) -> list[dict[str, Any]]:
+    """What each prompt gave, for charts by family and for comparing outputs."""
+    records = []
+    for output in outputs:
+        stats = output.stats
+        for index, (text, tokens) in enumerate(zip(output.texts, output.tokens, strict=True)):
+            prompt = prompts[len(records)]
+            records.append(
+                {
+                    "family": prompt.family,
+                    "prompt": prompt.text,
+                    "output": text,
+                    "tokens": [int(token) for token in tokens],
+                    "prompt_tokens": int(stats.prompt_tokens[index]),
+                    "steps": int(stats.steps[index]),
+                    "emitted": int(stats.emitted[index]),
+                    "proposed": int(stats.proposed[index]),
+                    "accepted": int(stats.accepted[index]),
+                }
+            )
+    return records
+
+
+def _mean(stats: list, rate: str, weight: Callable) -> float:
+    """The mean of a rate over the batches of a pass, weighted by what it was divided by."""
+    weights = [float(weight(one)) for one in stats]
+    total = sum(w * float(getattr(one, rate)) for one, w in zip(stats, weights, strict=True) if w > 0)
+    return total / sum(weights) if sum(weights) > 0 else 0.0
+
+
+def _decode_seconds(stats) -> float:
+    return stats.seconds["decode"]
+
+
+def _prefill_seconds(stats) -> float:
+    return stats.seconds["prefill"]
+
+
+def _batches(items, size: int) -> list[range]:
+    """The indices of `items`, `size` at a time."""
+    return [range(start, min(start + size, len(items))) for start in range(0, len(items), size)]
+
+
+def _progress(console: Console | None) -> Progress:
+    # Refreshed between batches and never by a thread of its own: drawing would disturb the clock.
+    columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console or Console(stderr=True), auto_refresh=False)
+
+
+def _advance(progress: Progress, task) -> None:
+    progress.advance(task)
+    progress.refresh()

@@ -1,0 +1,195 @@
+"""What an experiment is, as data: typed, frozen, and checked in full before any model is loaded.
+
+    name: quickstart
+    model: {source: smollm2-135m, dtype: float32}
+    prompts: {source: quickstart}
+    decoding: {max_new_tokens: 64}
+    rows:
+      - {name: greedy, method: greedy}
+      - {name: lookup, method: {name: lookup, width: 8}}
+
+The classes are plain dataclasses; pydantic validates them and is imported only when a config is read.
+"""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxinfer.experiment import merge, registry
+from jaxinfer.experiment.merge import Keys, Origin, show
+
+_FORBID_UNKNOWN_KEYS = {"extra": "forbid"}  # what pydantic reads from `__pydantic_config__`
+_EXAMPLES = {  # for each required key
+    "name": "write a name such as 'quickstart'",
+    "model": "write 'model: smollm2-135m', or a path to a checkpoint",
+    "source": "write a built-in name such as 'smollm2-135m', or a path",
+    "rows": "write a list with one entry for each row of the table",
+    "method": "write the name of a decode method, such as 'greedy'",
+}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which weights: a built-in name, a file, or a folder, as `jaxinfer.load` takes it; dtype null is its default."""
+
+    source: str
+    dtype: Literal["float32", "bfloat16"] | None = None
+
+    __pydantic_config__ = _FORBID_UNKNOWN_KEYS
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """Which prompts: the name of a bundled set, a .jsonl file, or the prompts themselves.
+
+    `limit` takes the first prompts only; `chat` wraps each as one user turn of the model's chat template.
+    """
+
+    source: str | tuple[str, ...] = "quickstart"
+    limit: int | None = None
+    chat: bool = True
+
+    __pydantic_config__ = _FORBID_UNKNOWN_KEYS
+
+
+@dataclass(frozen=True)
+class DecodingSpec:
+    """What is common to all rows: tokens to emit for each prompt, seed, prompts in a batch, timed passes."""
+
+    max_new_tokens: int = 64
+    seed: int = 0
+    batch: int = 1
+    repeats: int = 3
+
+    __pydantic_config__ = _FORBID_UNKNOWN_KEYS
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """One row of the table. The mappings name a method, a cache policy and sampling parameters; see `registry`."""
+
+    name: str
+    method: dict[str, Any]
+    policy: dict[str, Any] | None = None  # null: the exact one that suits the model, as in `generate`
+    sampling: dict[str, Any] | None = None
+
+    __pydantic_config__ = _FORBID_UNKNOWN_KEYS
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment: the rows of its table, measured on one model and one set of prompts."""
+
+    name: str
+    model: ModelSpec
+    rows: tuple[RowSpec, ...]
+    prompts: PromptSpec = PromptSpec()
+    decoding: DecodingSpec = DecodingSpec()
+    output: str = "runs"
+
+    __pydantic_config__ = _FORBID_UNKNOWN_KEYS
+
+    def to_mapping(self) -> dict:
+        """Plain dicts, lists and scalars: what `config.yaml` of a run holds."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
+    """Read, merge and check a config. Every default is filled in, those of methods and policies too.
+
+    Raises InputError, one line that names the file or override, the dotted path, the value and what would be right.
+    """
+    data, origin = merge.read(path, overrides)
+    return validate(data, origin)
+
+
+def validate(data: dict, origin: Origin) -> Experiment:
+    """A plain mapping (shorthands already expanded) as an Experiment. Raises InputError."""
+    config = _typed(data, origin)
+    _check_values(config, origin)
+    return dataclasses.replace(
+        config, rows=tuple(_fill(row, ("rows", index), origin) for index, row in enumerate(config.rows))
+    )
+
+
+def _typed(data: dict, origin: Origin) -> Experiment:
+    pydantic = registry.import_pydantic()
+    # Strict mode takes a dataclass from a mapping only when the mapping comes as JSON.
+    document = json.dumps(data, default=str)
+    try:
+        return pydantic.TypeAdapter(Experiment).validate_json(document, strict=True)
+    except pydantic.ValidationError as caught:
+        errors = caught.errors(include_url=False)
+    # A mistyped key is both unknown and missing: tell about the unknown one.
+    errors.sort(key=lambda error: error["type"] != "unexpected_keyword_argument")
+    first = errors[0]
+    path = _within(data, first["loc"])
+    if first["type"] == "unexpected_keyword_argument":
+        raise origin.error(path, f"unknown key{registry.suggest(path[-1], _keys_at(path[:-1]))}")
+    if first["type"] == "missing":
+        key = first["loc"][-1]
+        raise origin.error((*path, key), f"missing; {_EXAMPLES[key]}")
+    wanted = dict.fromkeys(registry.expected(error) for error in errors if _within(data, error["loc"]) == path)
+    raise origin.error(path, f"expected {' or '.join(wanted)}, got {show(first['input'])}")
+
+
+def _within(data: Any, loc: tuple) -> Keys:
+    """pydantic's location without the names of union branches that it puts in between."""
+    path: list[str | int] = []
+    for step in loc:
+        if (isinstance(data, dict) and step in data) or (isinstance(data, list) and isinstance(step, int)):
+            path.append(step)
+            data = data[step]
+    return tuple(path)
+
+
+def _keys_at(path: Keys) -> list[str]:
+    """The valid keys of the mapping at `path`."""
+    classes = {"model": ModelSpec, "prompts": PromptSpec, "decoding": DecodingSpec, "rows": RowSpec}
+    cls = classes[path[0]] if path else Experiment
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _check_values(config: Experiment, origin: Origin) -> None:
+    """What types cannot say. Raises InputError."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", config.name):
+        raise origin.error(("name",), f"letters, digits and ._- only (it names a folder), got {show(config.name)}")
+    least = {"max_new_tokens": 1, "batch": 1, "repeats": 1, "seed": 0}
+    for key, low in least.items():
+        value = getattr(config.decoding, key)
+        if not low <= value < 2**31:
+            raise origin.error(("decoding", key), f"expected a whole number from {low}, got {value}")
+    if config.prompts.limit is not None and config.prompts.limit < 1:
+        raise origin.error(("prompts", "limit"), f"expected a whole number from 1, or null, got {config.prompts.limit}")
+    for path, text in ((("model", "source"), config.model.source), (("output",), config.output)):
+        if not text.strip():
+            raise origin.error(path, "is empty")
+    if not config.rows:
+        raise origin.error(("rows",), "is empty; write at least one row, such as {name: greedy, method: greedy}")
+    names = [row.name for row in config.rows]
+    for index, name in enumerate(names):
+        if not name.strip():
+            raise origin.error(("rows", index, "name"), "is empty")
+        if name in names[:index]:
+            raise origin.error(("rows", index, "name"), f"{name!r} is taken by rows.{names.index(name)}")
+
+
+def _fill(row: RowSpec, path: Keys, origin: Origin) -> RowSpec:
+    """The row with every parameter of its method, policy and sampling written out."""
+    method = registry.method(row.method, (*path, "method"), origin)
+    policy, sampling = row.policy, row.sampling
+    if policy is not None:
+        policy = registry.as_mapping(registry.policy(policy, (*path, "policy"), origin), policy["name"])
+    if sampling is not None:
+        if not method.samples:
+            raise origin.error((*path, "sampling"), f"method {row.method['name']!r} does not sample; leave it out")
+        sampling = registry.as_mapping(registry.sampling(sampling, (*path, "sampling"), origin))
+    return dataclasses.replace(
+        row,
+        method=registry.as_mapping(method, row.method["name"]),
+        policy=policy,
+        sampling=sampling,
+    )

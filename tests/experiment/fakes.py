@@ -1,0 +1,55 @@
+"""A model that needs no weights: it says its prompt backwards, under lookup with two tokens a step."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import jaxinfer
+from jaxinfer.generation import Stats
+
+
+class Letters:
+    """A tokenizer whose tokens are characters."""
+
+    has_chat = True
+
+    def encode(self, text):
+        return [ord(letter) for letter in text]
+
+    def chat(self, messages):
+        return self.encode("".join(f"[{message['content']}]" for message in messages))
+
+
+@dataclass
+class FakeModel:
+    """`calls` lists what was generated as (method, prompts); the call numbered `interrupt_at` is Ctrl-C."""
+
+    interrupt_at: int | None = None
+    wrong_under_lookup: str = "\0"  # prompts that hold this come out differently under lookup
+    tokenizer: Letters = field(default_factory=Letters)
+    calls: list = field(default_factory=list)
+    name: str = "fake"
+    dtype: str = "float32"
+    config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(max_positions=1000))
+
+    def generate(self, prompts, *, max_new_tokens, method, policy, sampling, seed):
+        if len(self.calls) == self.interrupt_at:
+            raise KeyboardInterrupt
+        self.calls.append((type(method).__name__.lower(), len(prompts), tuple(seed)))
+        tokens = [prompt[::-1][:max_new_tokens] for prompt in prompts]
+        if isinstance(method, jaxinfer.Lookup):
+            tokens = [out[1:] if ord(self.wrong_under_lookup) in out else out for out in tokens]
+        width = 2 if isinstance(method, jaxinfer.Lookup) else 1
+        emitted = [len(out) for out in tokens]
+        stats = Stats(
+            steps=[-(-n // width) for n in emitted],
+            proposed=[n * (width - 1) for n in emitted],
+            accepted=[n - -(-n // width) for n in emitted],
+            emitted=emitted,
+            prompt_tokens=[len(prompt) for prompt in prompts],
+            seconds={"prefill": 0.5, "decode": sum(emitted) / (10.0 * width), "compile": 2.0},
+            weight_bytes=1000,
+            cache_bytes=200,
+            temp_bytes=30,
+            step_bytes=1100,
+        )
+        return SimpleNamespace(texts=["".join(map(chr, out)) for out in tokens], tokens=tokens, stats=stats)

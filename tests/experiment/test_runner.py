@@ -1,0 +1,140 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+from fakes import FakeModel
+from rich.console import Console
+
+from jaxinfer.errors import InputError
+from jaxinfer.experiment import Interrupted, compare, load_prompts, results, run, runner
+
+
+def run_(config, model, resume=None):
+    return run(config, model, load_prompts(config.prompts), resume, Console(quiet=True))
+
+
+def summaries(folder):
+    return {one.name: one for one in compare.summarize(results.read_rows(folder))}
+
+
+def test_rows_are_measured_in_order_and_compared_with_greedy(make):
+    model = FakeModel(wrong_under_lookup="z")
+    folder = run_(make(), model)
+    found = summaries(folder)
+    assert list(found) == ["greedy", "sampling", "lookup <8>"]
+    assert found["greedy"].identical == "2/2"
+    assert found["sampling"].identical == "n/a"
+    assert found["lookup <8>"].identical == "2/2"  # the prompt that holds "z" does not emit it within four tokens
+    assert found["greedy"].decode == pytest.approx(10.0)
+    assert found["lookup <8>"].speedup == pytest.approx(2.0)
+    assert found["lookup <8>"].tokens_per_step == pytest.approx(2.0)
+    assert found["greedy"].bandwidth == pytest.approx(11_000)
+    assert found["greedy"].prefill == pytest.approx((5 + 10) / 1.0)
+    assert (found["greedy"].weight_bytes, found["greedy"].cache_bytes, found["greedy"].temp_bytes) == (1000, 200, 30)
+    assert found["greedy"].compile_seconds == pytest.approx(3 * 2 * 2.0)  # three passes of two batches
+
+
+def test_outputs_that_differ_are_counted(make):
+    found = summaries(run_(make("decoding.max_new_tokens=9"), FakeModel(wrong_under_lookup="z")))
+    assert found["lookup <8>"].identical == "1/2"
+
+
+def test_one_warm_up_and_the_timed_passes_and_seeds_that_do_not_depend_on_batching(make):
+    alone, together = FakeModel(), FakeModel()
+    run_(make("decoding.seed=5"), alone)
+    run_(make("decoding.seed=5", "decoding.batch=2"), together)
+    greedy = [call for call in alone.calls if call[0] == "greedy"]
+    assert greedy == [("greedy", 1, (5,)), ("greedy", 1, (6,))] * 3
+    assert [call for call in together.calls if call[0] == "greedy"] == [("greedy", 2, (5, 6))] * 3
+
+
+def test_every_prompt_leaves_a_record(make):
+    row = results.read_rows(run_(make(), FakeModel()))[2]
+    assert row["prompts"][0] == {
+        "family": "config",
+        "prompt": "abcdef",
+        "output": "fedc",
+        "tokens": [ord(letter) for letter in "fedc"],
+        "prompt_tokens": 6,
+        "steps": 2,
+        "emitted": 4,
+        "proposed": 4,
+        "accepted": 2,
+    }
+
+
+def test_without_a_greedy_row_a_reference_is_measured_first(make):
+    config = make(
+        "rows=[{name: a, method: lookup}, {name: b, method: lookup, policy: dense}, {name: c, method: sample}]"
+    )
+    plan = runner.plan(config)
+    assert [row.name for row in plan] == ["greedy (reference)", "greedy (reference) 2", "a", "b", "c"]
+    assert plan[1].policy == {"name": "dense", "capacity": None}
+    assert summaries(run_(config, FakeModel()))["b"].identical == "2/2"
+
+
+def test_penalties_change_what_greedy_is(make):
+    plan = runner.plan(
+        make("rows.2.sampling={temperature: 0, repetition_penalty: 1.2}", "rows.1.sampling.repetition_penalty=1.3")
+    )
+    assert [row.name for row in plan] == ["greedy (reference)", "greedy", "sampling", "lookup <8>"]
+    assert plan[0].method == {"name": "sample"}
+    assert plan[0].sampling == {"temperature": 0.0, "repetition_penalty": 1.2}
+
+
+def test_an_interruption_keeps_the_finished_rows_and_resuming_skips_them(make):
+    config, model = make(), FakeModel(interrupt_at=8)  # six calls a row: within the second
+    with pytest.raises(Interrupted) as stop:
+        run_(config, model)
+    folder = stop.value.folder
+    assert (stop.value.done, stop.value.total) == (1, 3)
+    assert [row["name"] for row in results.read_rows(folder)] == ["greedy"]
+    assert "| greedy" in (folder / "table.md").read_text()
+    assert "1 of 3 rows" in (folder / "report.html").read_text()
+
+    again = FakeModel()
+    assert run_(config, again, resume=folder) == folder
+    assert [method for method, *_ in again.calls] == ["sample"] * 6 + ["lookup"] * 6
+    assert list(summaries(folder)) == ["greedy", "sampling", "lookup <8>"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.yaml",
+        "report.html",
+        "rows.jsonl",
+        "table.md",
+        "versions.json",
+    ]
+
+
+def test_a_torn_last_line_is_measured_again(make):
+    config = make()
+    folder = run_(config, FakeModel())
+    path = folder / "rows.jsonl"
+    path.write_text(path.read_text()[:-40])
+    assert [row["name"] for row in results.read_rows(folder)] == ["greedy", "sampling"]
+    again = FakeModel()
+    run_(config, again, resume=folder)
+    assert [method for method, *_ in again.calls] == ["lookup"] * 6
+    assert [json.loads(line)["name"] for line in path.read_text().splitlines()] == ["greedy", "sampling", "lookup <8>"]
+
+
+@pytest.mark.parametrize(
+    ("model", "overrides", "expected"),
+    [
+        (FakeModel(tokenizer=None), (), "model.source: 'smollm2-135m' has no tokenizer"),
+        (
+            FakeModel(tokenizer=SimpleNamespace(has_chat=False)),
+            ("prompts.chat=true",),
+            "prompts.chat: 'smollm2-135m' has no chat template; set prompts.chat=false",
+        ),
+        (
+            FakeModel(config=SimpleNamespace(max_positions=12)),
+            (),
+            "prompts: prompt 1 has 11 tokens; with decoding.max_new_tokens=4 this model takes at most 8",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_model_is_one_line_and_nothing_is_written(make, tmp_path, model, overrides, expected):
+    with pytest.raises(InputError) as caught:
+        run_(make(*overrides), model)
+    assert str(caught.value) == expected
+    assert not (tmp_path / "runs").exists()
