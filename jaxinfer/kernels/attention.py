@@ -1,7 +1,11 @@
-"""Attention as two partial softmaxes: over the committed cache, and over the fresh tokens of this step.
+"""Attention over the committed cache and over the fresh tokens of this step, as one online softmax.
 
-Each part gives a normalized output and its log-sum-exp; `merge` makes the softmax over both (Flash-Decoding, Dao et
-al. 2023; online softmax, Milakov and Gimelshein 2018). A part in which a row sees nothing gives 0 and -inf.
+The keys come in parts. Each part is folded into a running (out, top, total), so that the result is the softmax over all
+of them (online softmax, Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022). A part on its own, with its
+log-sum-exp, is a `Partial`, and two of them merge (Flash-Decoding, Dao et al. 2023).
+
+Masked scores are a finite minus infinity. A row that has seen nothing yet collects nonsense under `top == FLOOR`; the
+first real score multiplies it by exp(FLOOR - top) = 0. So no weight has to be masked a second time.
 """
 
 from collections.abc import Callable
@@ -13,13 +17,24 @@ from einops import rearrange
 
 from jaxinfer.cache.store import BLOCK, Store
 
-FLOOR = -1e30  # a finite minus infinity: exp(FLOOR - FLOOR) is 1, not NaN
+FLOOR = -1e30
+QUERY_BLOCK = 128  # fresh tokens whose scores are held at a time
+WIDE_BLOCK = 512  # cache slots read at a time where many queries share the work
 
 Visible = Callable[[jax.Array, jax.Array], jax.Array]
+Decode = Callable[[Any, jnp.dtype], jax.Array]
+
+
+class Running(NamedTuple):
+    """An online softmax in progress, float32: out[B, K, R, H] not normalized, top and total [B, K, R, 1]."""
+
+    out: jax.Array
+    top: jax.Array
+    total: jax.Array
 
 
 class Partial(NamedTuple):
-    """out float32[B, K, R, H] normalized over this part; lse float32[B, K, R]. R = T x G rows, T-major."""
+    """out float32[B, K, R, H] normalized over its part; lse float32[B, K, R]. Nothing visible: 0 and -inf."""
 
     out: jax.Array
     lse: jax.Array
@@ -35,66 +50,112 @@ def unfold_heads(out: jax.Array, n_tokens: int) -> jax.Array:
     return rearrange(out, "b k (t g) h -> b t (k g) h", t=n_tokens)
 
 
-def _scores(q: jax.Array, k: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Masked scores of q[B, K, R, H] against k[B, K, S, H] under mask[B, T, S], and the mask by rows [B, 1, R, S]."""
-    scores = jnp.einsum("bkrh,bksh->bkrs", q, k, preferred_element_type=jnp.float32)
-    rows = jnp.repeat(mask, q.shape[2] // mask.shape[1], axis=1)[:, None]
-    return jnp.where(rows, scores, FLOOR), rows
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    store: Store,
+    layer: jax.Array,
+    q_pos: jax.Array,
+    extent: jax.Array,
+    visible: Visible,
+    decode: Decode,
+) -> jax.Array:
+    """Attention of q[B, K, R, H] over fresh k, v[B, K, T, H] and over one layer of the cache: float32[B, K, R, H].
+
+    mask: bool[B, T, T], which fresh token sees which, itself included, none a later one. The others as in
+    `fold_cached`.
+    """
+    running = fold_cached(fold_fresh(q, k, v, mask), q, store, layer, q_pos, extent, visible, decode)
+    return running.out / running.total
 
 
-def fresh_partial(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Partial:
-    """q[B, K, R, H] over this step's own k, v[B, K, T, H]; mask[B, T, T] says which token sees which."""
-    scores, rows = _scores(q, k, mask)
-    top = jnp.max(scores, axis=-1, keepdims=True)
-    weights = jnp.where(rows, jnp.exp(scores - top), 0.0)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum("bkrs,bksh->bkrh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return _normalize(out, top, total)
+def fold_fresh(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Running:
+    """The part of this step's own tokens, a block of queries at a time; later keys are not even multiplied."""
+    tokens = k.shape[2]
+    group = q.shape[2] // tokens
+    blocks = []
+    for start in range(0, tokens, QUERY_BLOCK):
+        end = min(start + QUERY_BLOCK, tokens)
+        rows = q[:, :, start * group : end * group]
+        blocks.append(_fold(None, rows, k[:, :, :end], v[:, :, :end], mask[:, start:end, :end]))
+    return blocks[0] if len(blocks) == 1 else Running(*(jnp.concatenate(x, axis=2) for x in zip(*blocks, strict=True)))
 
 
-def cached_partial(
-    q: jax.Array, store: Store, layer: jax.Array, q_pos: jax.Array, extent: jax.Array, visible: Visible, decode: Any
-) -> Partial:
-    """q[B, K, R, H] over one layer of a store, block by block, no further than the slots in use.
+def fold_cached(
+    running: Running,
+    q: jax.Array,
+    store: Store,
+    layer: jax.Array,
+    q_pos: jax.Array,
+    extent: jax.Array,
+    visible: Visible,
+    decode: Decode,
+) -> Running:
+    """The part of one layer of a store, block by block, no further than the slots in use.
 
     layer: i32[], which of the stacked layers. q_pos: i32[B, T]. extent: i32[], slots in use. The work and the bytes read
     follow `extent`, not the capacity of the cache; the store is indexed, never sliced by layer (that would copy it).
     """
-    batch, n_kv, rows, width = q.shape
+    wide = q_pos.shape[1] >= QUERY_BLOCK // 2 and store.pos.shape[1] % WIDE_BLOCK == 0
+    size = WIDE_BLOCK if wide else BLOCK
 
-    def block(i, carry):
-        out, top, total = carry
-        start = i * BLOCK
-
+    def block(i, running):
         def read(stored):
-            sizes = (1, *stored.shape[1:3], BLOCK, *stored.shape[4:])
-            index = (layer, 0, 0, start, *(0,) * (stored.ndim - 4))
-            return jax.lax.dynamic_slice(stored, index, sizes)[0]
+            index = (layer, 0, 0, i * size, *(0,) * (stored.ndim - 4))
+            return jax.lax.dynamic_slice(stored, index, (1, *stored.shape[1:3], size, *stored.shape[4:]))[0]
 
         k = decode(jax.tree.map(read, store.k), q.dtype)
         v = decode(jax.tree.map(read, store.v), q.dtype)
-        kv_pos = jax.lax.dynamic_slice_in_dim(store.pos, start, BLOCK, axis=1)
-        scores, seen = _scores(q, k, visible(q_pos[:, :, None], kv_pos[:, None, :]))
-        new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
-        weights = jnp.where(seen, jnp.exp(scores - new_top), 0.0)
-        shrink = jnp.exp(top - new_top)
-        total = total * shrink + jnp.sum(weights, axis=-1, keepdims=True)
-        part = jnp.einsum("bkrs,bksh->bkrh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        return out * shrink + part, new_top, total
+        kv_pos = jax.lax.dynamic_slice_in_dim(store.pos, i * size, size, axis=1)
+        return _fold(running, q, k, v, visible(q_pos[:, :, None], kv_pos[:, None, :]))
 
-    start = (
-        jnp.zeros((batch, n_kv, rows, width), jnp.float32),
-        jnp.full((batch, n_kv, rows, 1), FLOOR, jnp.float32),
-        jnp.zeros((batch, n_kv, rows, 1), jnp.float32),
-    )
-    n_blocks = (extent + BLOCK - 1) // BLOCK
-    return _normalize(*jax.lax.fori_loop(0, n_blocks, block, start))
+    return jax.lax.fori_loop(0, (extent + size - 1) // size, block, running)
 
 
-def _normalize(out: jax.Array, top: jax.Array, total: jax.Array) -> Partial:
-    empty = total == 0
-    safe = jnp.where(empty, 1.0, total)
-    return Partial(out / safe, jnp.where(empty, -jnp.inf, top + jnp.log(safe))[..., 0])
+def _fold(running: Running | None, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Running:
+    """q[B, K, R, H] over k, v[B, K, S, H] under mask[B, T, S], on top of what was there before."""
+    scores = jnp.einsum("bkrh,bksh->bkrs", q, k, preferred_element_type=jnp.float32)
+    rows = jnp.repeat(mask, q.shape[2] // mask.shape[1], axis=1)[:, None]
+    scores = jnp.where(rows, scores, FLOOR)
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    if running is not None:
+        top = jnp.maximum(top, running.top)
+    weights = jnp.exp(scores - top)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = jnp.einsum("bkrs,bksh->bkrh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    if running is None:
+        return Running(out, top, total)
+    shrink = jnp.exp(running.top - top)
+    return Running(running.out * shrink + out, top, running.total * shrink + total)
+
+
+def fresh_partial(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Partial:
+    """`fold_fresh` on its own."""
+    return _normalize(fold_fresh(q, k, v, mask))
+
+
+def cached_partial(
+    q: jax.Array,
+    store: Store,
+    layer: jax.Array,
+    q_pos: jax.Array,
+    extent: jax.Array,
+    visible: Visible,
+    decode: Decode,
+) -> Partial:
+    """`fold_cached` on its own."""
+    column = (*q.shape[:3], 1)
+    nothing = Running(jnp.zeros(q.shape, jnp.float32), jnp.full(column, FLOOR), jnp.zeros(column))
+    return _normalize(fold_cached(nothing, q, store, layer, q_pos, extent, visible, decode))
+
+
+def _normalize(running: Running) -> Partial:
+    empty = running.top <= FLOOR
+    total = jnp.where(empty, 1.0, running.total)
+    out = jnp.where(empty, 0.0, running.out / total)
+    return Partial(out, jnp.where(empty, -jnp.inf, running.top + jnp.log(total))[..., 0])
 
 
 def merge(a: Partial, b: Partial) -> jax.Array:
@@ -102,4 +163,4 @@ def merge(a: Partial, b: Partial) -> jax.Array:
     top = jnp.maximum(jnp.maximum(a.lse, b.lse), FLOOR)
     weight_a, weight_b = jnp.exp(a.lse - top), jnp.exp(b.lse - top)
     total = jnp.maximum(weight_a + weight_b, jnp.finfo(jnp.float32).tiny)
-    return (a.out * (weight_a / total)[..., None]) + (b.out * (weight_b / total)[..., None])
+    return a.out * (weight_a / total)[..., None] + b.out * (weight_b / total)[..., None]

@@ -10,7 +10,7 @@ from flax import struct
 
 from jaxinfer.cache.store import Cache, extent
 from jaxinfer.config import LayerKind, ModelConfig
-from jaxinfer.kernels.attention import cached_partial, fold_heads, fresh_partial, merge, unfold_heads
+from jaxinfer.kernels.attention import attend, fold_heads, unfold_heads
 from jaxinfer.layers.linear import Linear
 from jaxinfer.layers.norm import RMSNorm
 from jaxinfer.layers.position import rotate
@@ -70,10 +70,9 @@ class Attention(nn.Module):
         k, v = (policy.decode(y, q.dtype) for y in fresh)
         visible = partial(policy.visible, kind)
         mask = visible(step.positions[:, :, None], step.positions[:, None, :]) & chain_or(step.tree, x.shape[1])
-        new = fresh_partial(q, k, v, mask)
         store, extent = step.cache.stores[kind.name], step.extents[kind.name]
-        old = cached_partial(q, store, place.slot, step.positions, extent, visible, policy.decode)
-        out = unfold_heads(merge(old, new).astype(x.dtype), x.shape[1])
+        out = attend(q, k, v, mask, store, place.slot, step.positions, extent, visible, policy.decode)
+        out = unfold_heads(out.astype(x.dtype), x.shape[1])
         return linear((n, h, d), ("heads", "head_dim", "embed"), n_in=2, name="o")(out, place.layer), fresh
 
 

@@ -1,6 +1,7 @@
 """The one place where activations meet weights."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +10,22 @@ from flax import linen as nn
 from jaxinfer.layers.stacked import parameter, with_layer
 
 
-def matmul(x: jax.Array, kernel: jax.Array, n_in: int = 1) -> jax.Array:
-    """x[..., *in] @ kernel[*in, *out] -> float32[..., *out], contracting the last `n_in` axes of x.
+def matmul(x: jax.Array, kernel: Any, shape: tuple[int, ...], n_in: int = 1, layer: jax.Array | None = None):
+    """x[..., *in] @ kernel[*in, *out] -> float32[..., *out]; `shape` is [*in, *out], `in` its first `n_in` axes.
 
-    Both sides are flattened to two dimensions, so that every product is a plain matrix product to the compiler.
+    With `layer` i32[], the kernel is a stack [L, *in, *out] of which that one is used.
     """
-    lead, inner, outer = x.shape[: x.ndim - n_in], kernel.shape[:n_in], kernel.shape[n_in:]
-    y = jax.lax.dot_general(
-        x.reshape(math.prod(lead), math.prod(inner)),
-        kernel.reshape(math.prod(inner), math.prod(outer)),
-        (((1,), (0,)), ((), ())),
-        preferred_element_type=jnp.float32,
-    )
+    lead, inner, outer = x.shape[: x.ndim - n_in], shape[:n_in], shape[n_in:]
+    rows, width = math.prod(lead), math.prod(inner)
+    # Flat on both sides: a plain matrix product to the compiler. One row becomes a vector, so that nothing but the
+    # product itself is left inside the branches of a `Separate` weight.
+    flat = x.reshape(width) if rows == 1 else x.reshape(rows, width)
+
+    def product(kernel: jax.Array) -> jax.Array:
+        contract = (((flat.ndim - 1,), (0,)), ((), ()))
+        return jax.lax.dot_general(flat, kernel.reshape(width, -1), contract, preferred_element_type=jnp.float32)
+
+    y = product(kernel) if layer is None else with_layer(kernel, layer, product)
     return y.reshape(*lead, *outer)
 
 
@@ -43,10 +48,8 @@ class Linear(nn.Module):
         def init(key, shape, dtype):
             return jax.random.normal(key, shape, dtype) * math.prod(self.shape[: self.n_in]) ** -0.5
 
-        def product(kernel):
-            return matmul(x, kernel, self.n_in).astype(self.out_dtype or x.dtype)
-
-        if self.layers is None:
-            return product(parameter(self, "kernel", init, self.shape, self.axes, self.dtype))
-        shape, axes = (self.layers, *self.shape), ("layers", *self.axes)
-        return with_layer(parameter(self, "kernel", init, shape, axes, self.dtype), layer, product)
+        shape, axes = self.shape, self.axes
+        if self.layers is not None:
+            shape, axes = (self.layers, *shape), ("layers", *axes)
+        kernel = parameter(self, "kernel", init, shape, axes, self.dtype)
+        return matmul(x, kernel, self.shape, self.n_in, layer).astype(self.out_dtype or x.dtype)
