@@ -1,11 +1,18 @@
-"""jaxinfer: a JAX/XLA compiler-driven framework for LLM inference research."""
+"""jaxinfer: a JAX/XLA compiler-driven framework for LLM inference research.
 
-from jaxinfer.api import Model, Result, Stream, load
-from jaxinfer.cache import POLICIES, Cache, CachePolicy, Dense, Window
-from jaxinfer.config import LayerKind, ModelConfig, Rope, RopeScaling, Segment
-from jaxinfer.decoding import METHODS, DecodeMethod, Greedy, Lookup, Sample, Sampling
-from jaxinfer.errors import InputError
-from jaxinfer.generation import Stats
+Names are imported when they are first used, so that `jaxinfer --help` does not wait for JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxinfer.api import Model, Result, Stream, load
+    from jaxinfer.cache import POLICIES, Cache, CachePolicy, Dense, Window
+    from jaxinfer.config import LayerKind, ModelConfig, Rope, RopeScaling, Segment
+    from jaxinfer.decoding import METHODS, DecodeMethod, Greedy, Lookup, Sample, Sampling
+    from jaxinfer.errors import InputError
+    from jaxinfer.generation import Stats
 
 __version__ = "0.1.0"
 
@@ -33,3 +40,24 @@ __all__ = [
     "Window",
     "load",
 ]
+
+_HOMES = {
+    "jaxinfer.api": ("Model", "Result", "Stream", "load"),
+    "jaxinfer.cache": ("POLICIES", "Cache", "CachePolicy", "Dense", "Window"),
+    "jaxinfer.config": ("LayerKind", "ModelConfig", "Rope", "RopeScaling", "Segment"),
+    "jaxinfer.decoding": ("METHODS", "DecodeMethod", "Greedy", "Lookup", "Sample", "Sampling"),
+    "jaxinfer.errors": ("InputError",),
+    "jaxinfer.generation": ("Stats",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

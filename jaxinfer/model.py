@@ -94,7 +94,7 @@ class Transformer(nn.Module):
             setattr(self, f"segment_{i}", scan(Pattern, length=segment.repeats)(cfg, segment, self.dtype))
         self.final_norm = RMSNorm(cfg.norm_eps)
         if not cfg.tie_embeddings:
-            shape, axes = (cfg.d_model, cfg.vocab_size), ("embed", "vocab")
+            shape, axes = (cfg.vocab_size, cfg.d_model), ("vocab", "embed")
             self.head = Linear(shape, axes, dtype=self.dtype, out_dtype=jnp.float32)
 
     def __call__(

@@ -1,7 +1,7 @@
 """How tensors of a checkpoint map to parameters: one short table a model family, read in either direction.
 
 A rule pairs one parameter with its name in Hugging Face and in GGUF files. Its `axes` say, in einops notation, how the
-parameter's axes are laid out in the file: `"d n h -> (n h) d"` is a projection that the file stores as one matrix
+parameter's axes are laid out in the file: `"n h d -> (n h) d"` is a projection that the file stores as one matrix
 [n_heads * head_dim, d_model]. Because the right side only reorders and groups axes, it describes a *view* of the
 parameter, and one rule serves both for reading (write the file's rows into the view) and for export (read them out).
 """
@@ -82,7 +82,7 @@ class Slot:
 
 
 def _ungrouped(axes: str) -> str:
-    """`"d n h -> (n h) d"` without the grouping on the right: `"d n h -> n h d"`."""
+    """`"n h d -> (n h) d"` without the grouping on the right: `"n h d -> n h d"`."""
     left, right = axes.split("->")
     return f"{left}->{re.sub('[()]', '', right)}"
 

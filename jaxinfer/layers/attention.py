@@ -55,9 +55,9 @@ class Attention(nn.Module):
         linear = partial(Linear, dtype=self.dtype, layers=self.layers)
         head_norm = partial(RMSNorm, cfg.norm_eps, "head_dim", self.layers)
 
-        q = linear((d, n, h), ("embed", "heads", "head_dim"), name="q")(x, place.layer)
-        k = linear((d, k_heads, h), ("embed", "kv_heads", "head_dim"), name="k")(x, place.layer)
-        v = linear((d, k_heads, h), ("embed", "kv_heads", "head_dim"), name="v")(x, place.layer)
+        q = linear((n, h, d), ("heads", "head_dim", "embed"), name="q")(x, place.layer)
+        k = linear((k_heads, h, d), ("kv_heads", "head_dim", "embed"), name="k")(x, place.layer)
+        v = linear((k_heads, h, d), ("kv_heads", "head_dim", "embed"), name="v")(x, place.layer)
         if cfg.qk_norm:
             q = head_norm(name="q_norm")(q, place.layer)
             k = head_norm(name="k_norm")(k, place.layer)
@@ -73,7 +73,7 @@ class Attention(nn.Module):
         store, extent = step.cache.stores[kind.name], step.extents[kind.name]
         out = attend(q, k, v, mask, store, place.slot, step.positions, extent, visible, policy.decode)
         out = unfold_heads(out.astype(x.dtype), x.shape[1])
-        return linear((n, h, d), ("heads", "head_dim", "embed"), n_in=2, name="o")(out, place.layer), fresh
+        return linear((d, n, h), ("embed", "heads", "head_dim"), n_in=2, name="o")(out, place.layer), fresh
 
 
 def chain_or(tree: jax.Array | None, width: int) -> jax.Array:

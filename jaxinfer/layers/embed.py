@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxinfer.config import ModelConfig
+from jaxinfer.layers.linear import matmul
 from jaxinfer.layers.stacked import parameter
 
 
@@ -27,6 +28,5 @@ class Embedding(nn.Module):
 
     def attend(self, hidden: jax.Array) -> jax.Array:
         """hidden[B, T, D] -> logits float32[B, T, V] against the embedding's own rows."""
-        contract = (((hidden.ndim - 1,), (1,)), ((), ()))
-        return jax.lax.dot_general(hidden, self.embedding, contract, preferred_element_type=jnp.float32)
+        return matmul(hidden, self.embedding, self.embedding.shape)
 

@@ -25,7 +25,7 @@ class GatedMLP(nn.Module):
         """x[B, T, D], layer i32[] within the stack -> [B, T, D]."""
         d, f = self.cfg.d_model, self.cfg.d_ff
         linear = partial(Linear, dtype=self.dtype, layers=self.layers)
-        gate = linear((d, f), ("embed", "mlp"), name="gate")(x, layer)
-        up = linear((d, f), ("embed", "mlp"), name="up")(x, layer)
+        gate = linear((f, d), ("mlp", "embed"), name="gate")(x, layer)
+        up = linear((f, d), ("mlp", "embed"), name="up")(x, layer)
         hidden = constrain(ACTIVATIONS[self.cfg.activation](gate) * up, "batch", "tokens", "mlp")
-        return linear((f, d), ("mlp", "embed"), name="down")(hidden, layer)
+        return linear((d, f), ("embed", "mlp"), name="down")(hidden, layer)

@@ -82,3 +82,9 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if sharding is None:
         return x
     return jax.lax.with_sharding_constraint(x, sharding.of(axes, x.shape))
+
+
+def platform() -> str:
+    """What the program being traced is for: "cpu", "gpu" or "tpu"."""
+    sharding = _ACTIVE.get()
+    return jax.default_backend() if sharding is None else sharding.mesh.devices.flat[0].platform

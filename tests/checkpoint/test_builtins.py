@@ -74,10 +74,10 @@ def test_smollm2_parameters_equal_the_file():
         for name, heads in (("q", 9), ("k", 3)):  # the inverse of llama.cpp's permutation, written out
             halves = whole(f"attn_{name}").reshape(heads, 32, 2, 576)
             rows = np.concatenate([halves[:, :, 0], halves[:, :, 1]], axis=1)
-            np.testing.assert_array_equal(layer[f"attention/{name}/kernel"][n], rows.transpose(2, 0, 1))
-        np.testing.assert_array_equal(layer["attention/v/kernel"][n], whole("attn_v").T.reshape(576, 3, 64))
-        np.testing.assert_array_equal(layer["attention/o/kernel"][n], whole("attn_output").T.reshape(9, 64, 576))
-        np.testing.assert_array_equal(layer["mlp/gate/kernel"][n], whole("ffn_gate").T)
+            np.testing.assert_array_equal(layer[f"attention/{name}/kernel"][n], rows)
+        np.testing.assert_array_equal(layer["attention/v/kernel"][n], whole("attn_v").reshape(3, 64, 576))
+        np.testing.assert_array_equal(layer["attention/o/kernel"][n], whole("attn_output").reshape(576, 9, 64))
+        np.testing.assert_array_equal(layer["mlp/gate/kernel"][n], whole("ffn_gate"))
         np.testing.assert_array_equal(layer["mlp_norm/scale"][n], whole("ffn_norm"))
 
 
@@ -90,9 +90,9 @@ def test_gemma3_parameters_equal_the_file():
     for n in (0, 5, 13):  # layer n is repeat n // 6 of position n % 6
         layer, repeat = flatten(checkpoint.params["segment_0"][f"layer_{n % 6}"]), n // 6
         whole = lambda name, n=n: whole_tensor(header, f"blk.{n}.{name}.weight")  # noqa: E731
-        np.testing.assert_array_equal(layer["attention/q/kernel"][repeat], whole("attn_q").T.reshape(640, 4, 256))
-        np.testing.assert_array_equal(layer["attention/k/kernel"][repeat], whole("attn_k").T.reshape(640, 1, 256))
-        np.testing.assert_array_equal(layer["mlp/down/kernel"][repeat], whole("ffn_down").T)
+        np.testing.assert_array_equal(layer["attention/q/kernel"][repeat], whole("attn_q").reshape(4, 256, 640))
+        np.testing.assert_array_equal(layer["attention/k/kernel"][repeat], whole("attn_k").reshape(1, 256, 640))
+        np.testing.assert_array_equal(layer["mlp/down/kernel"][repeat], whole("ffn_down"))
         np.testing.assert_array_equal(layer["attention/q_norm/scale"][repeat], whole("attn_q_norm"))
         np.testing.assert_array_equal(layer["attention_post_norm/scale"][repeat], whole("post_attention_norm"))
         np.testing.assert_array_equal(layer["mlp_post_norm/scale"][repeat], whole("post_ffw_norm"))

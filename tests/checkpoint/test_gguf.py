@@ -29,10 +29,10 @@ def test_float32_is_exact_and_named_after_the_file(file):
     assert checkpoint.name == "tiny"
     assert checkpoint.tokenizer is None
     assert checkpoint.config.norm_eps == 1e-5
-    np.testing.assert_array_equal(layer["mlp"]["down"]["kernel"][0], tensors["blk.0.ffn_down.weight"].T)
+    np.testing.assert_array_equal(layer["mlp"]["down"]["kernel"][0], tensors["blk.0.ffn_down.weight"])
     np.testing.assert_array_equal(layer["attention_norm"]["scale"][1], tensors["blk.1.attn_norm.weight"])
     np.testing.assert_array_equal(
-        layer["attention"]["v"]["kernel"][1], tensors["blk.1.attn_v.weight"].T.reshape(256, 2, 64)
+        layer["attention"]["v"]["kernel"][1], tensors["blk.1.attn_v.weight"].reshape(2, 64, 256)
     )
 
 
@@ -42,7 +42,7 @@ def test_rope_rows_are_put_back_into_halves(file):
     hf = tensors["blk.0.attn_k.weight"]
     tensors["blk.0.attn_k.weight"] = hf.reshape(2, 2, 32, 256).swapaxes(1, 2).reshape(128, 256)
     layer = load_checkpoint(write_gguf(file, tensors=tensors)).params["segment_0"]["layer_0"]
-    np.testing.assert_array_equal(layer["attention"]["k"]["kernel"][0], hf.T.reshape(256, 2, 64))
+    np.testing.assert_array_equal(layer["attention"]["k"]["kernel"][0], hf.reshape(2, 64, 256))
 
 
 @pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
@@ -75,10 +75,10 @@ def test_quantizations(file, kind):
     weight = llama_tensors()["blk.1.ffn_up.weight"]
     number = gguf.GGMLQuantizationType[kind]
     expected = gguf.dequantize(gguf.quantize(weight, number), number)
-    np.testing.assert_array_equal(up_kernel(write_gguf(file, kind=kind)), expected.T)
+    np.testing.assert_array_equal(up_kernel(write_gguf(file, kind=kind)), expected)
     assert np.abs(expected - weight).max() < 0.5  # the oracle is no nonsense
     bfloat16 = up_kernel(file, "bfloat16")
-    np.testing.assert_allclose(bfloat16, expected.T, rtol=2**-8)
+    np.testing.assert_allclose(bfloat16, expected, rtol=2**-8)
 
 
 @pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
@@ -104,7 +104,7 @@ def test_k_quantizations(file, kind):
     expected = gguf.dequantize(raw, number)
     assert np.isfinite(expected).all()
     assert expected.std() > 0
-    np.testing.assert_array_equal(up_kernel(file), expected.T)
+    np.testing.assert_array_equal(up_kernel(file), expected)
 
 
 def test_llama3_scaling_is_recognized_in_its_tensor(file):

@@ -26,13 +26,13 @@ def expected_leaves(model, offset: float) -> dict[tuple[str, int], np.ndarray]:
         _, _, n, *name, _ = key.split(".")
         match name[-1]:
             case "q_proj":
-                weight = weight.T.reshape(depth, heads, width)
+                weight = weight.reshape(heads, width, depth)
             case "k_proj" | "v_proj":
-                weight = weight.T.reshape(depth, kv_heads, width)
+                weight = weight.reshape(kv_heads, width, depth)
             case "o_proj":
-                weight = weight.T.reshape(heads, width, depth)
+                weight = weight.reshape(depth, heads, width)
             case "gate_proj" | "up_proj" | "down_proj":
-                weight = weight.T
+                pass
             case _:
                 weight = weight + np.float32(offset)
         leaves[name[-1], int(n)] = weight
@@ -71,7 +71,7 @@ def assert_equal_leaves(checkpoint, model, paths, offset=0.0, where=lambda n: (0
             path = ROOT_PATHS[name]
             if path not in leaves:  # the tied head
                 continue
-            found = leaves[path].T if path == "head/kernel" else leaves[path]
+            found = leaves[path]
         else:
             segment, position, repeat = where(n)
             path = f"segment_{segment}/layer_{position}/{paths[name]}"
@@ -114,7 +114,7 @@ def test_bfloat16_weights_are_read_as_they_are(llama_folder, llama_torch, tmp_pa
     import torch
 
     llama_torch.to(torch.bfloat16).save_pretrained(tmp_path / "bf16")
-    reference = llama_torch.state_dict()["model.layers.1.mlp.up_proj.weight"].float().numpy().T
+    reference = llama_torch.state_dict()["model.layers.1.mlp.up_proj.weight"].float().numpy()
     llama_torch.to(torch.float32)
     for dtype in ("float32", "bfloat16"):
         kernel = load_checkpoint(tmp_path / "bf16", dtype).params["segment_0"]["layer_0"]["mlp"]["up"]["kernel"]

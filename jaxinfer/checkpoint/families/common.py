@@ -17,18 +17,18 @@ def layer(param: str, hf: str, gguf: str, axes: str, **options) -> Rule:
 
 EMBED = (
     Rule("embed/embedding", "model.embed_tokens.weight", "token_embd.weight", "v d -> v d"),
-    Rule("head/kernel", "lm_head.weight", "output.weight", "d v -> v d"),
+    Rule("head/kernel", "lm_head.weight", "output.weight", "v d -> v d"),
 )
 
 VALUE_AND_OUTPUT = (
-    layer("attention/v/kernel", "self_attn.v_proj", "attn_v", "d n h -> (n h) d"),
-    layer("attention/o/kernel", "self_attn.o_proj", "attn_output", "n h d -> d (n h)"),
+    layer("attention/v/kernel", "self_attn.v_proj", "attn_v", "n h d -> (n h) d"),
+    layer("attention/o/kernel", "self_attn.o_proj", "attn_output", "d n h -> d (n h)"),
 )
 
 GATED_MLP = (
-    layer("mlp/gate/kernel", "mlp.gate_proj", "ffn_gate", "d f -> f d"),
-    layer("mlp/up/kernel", "mlp.up_proj", "ffn_up", "d f -> f d"),
-    layer("mlp/down/kernel", "mlp.down_proj", "ffn_down", "f d -> d f"),
+    layer("mlp/gate/kernel", "mlp.gate_proj", "ffn_gate", "f d -> f d"),
+    layer("mlp/up/kernel", "mlp.up_proj", "ffn_up", "f d -> f d"),
+    layer("mlp/down/kernel", "mlp.down_proj", "ffn_down", "d f -> d f"),
 )
 
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_tanh": "gelu_tanh"}

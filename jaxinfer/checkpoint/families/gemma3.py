@@ -24,8 +24,8 @@ _ONE = {"hf_offset": 1.0}
 _RULES = (
     *EMBED,
     layer("attention_norm/scale", "input_layernorm", "attn_norm", "d -> d", **_ONE),
-    layer("attention/q/kernel", "self_attn.q_proj", "attn_q", "d n h -> (n h) d"),
-    layer("attention/k/kernel", "self_attn.k_proj", "attn_k", "d n h -> (n h) d"),
+    layer("attention/q/kernel", "self_attn.q_proj", "attn_q", "n h d -> (n h) d"),
+    layer("attention/k/kernel", "self_attn.k_proj", "attn_k", "n h d -> (n h) d"),
     layer("attention/q_norm/scale", "self_attn.q_norm", "attn_q_norm", "h -> h", **_ONE),
     layer("attention/k_norm/scale", "self_attn.k_norm", "attn_k_norm", "h -> h", **_ONE),
     *VALUE_AND_OUTPUT,

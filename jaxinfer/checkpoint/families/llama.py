@@ -16,13 +16,13 @@ from jaxinfer.checkpoint.mapping import Family, Rule, Tensors
 from jaxinfer.config import LayerKind, ModelConfig, Segment
 
 # GGUF files of this architecture hold q and k for the interleaved RoPE: the two halves of a head, element by element.
-_INTERLEAVED = "d n (two half) -> (n half two) d"
+_INTERLEAVED = "n (two half) d -> (n half two) d"
 
 _RULES = (
     *EMBED,
     layer("attention_norm/scale", "input_layernorm", "attn_norm", "d -> d"),
-    layer("attention/q/kernel", "self_attn.q_proj", "attn_q", "d n h -> (n h) d", gguf_axes=_INTERLEAVED),
-    layer("attention/k/kernel", "self_attn.k_proj", "attn_k", "d n h -> (n h) d", gguf_axes=_INTERLEAVED),
+    layer("attention/q/kernel", "self_attn.q_proj", "attn_q", "n h d -> (n h) d", gguf_axes=_INTERLEAVED),
+    layer("attention/k/kernel", "self_attn.k_proj", "attn_k", "n h d -> (n h) d", gguf_axes=_INTERLEAVED),
     *VALUE_AND_OUTPUT,
     layer("mlp_norm/scale", "post_attention_layernorm", "ffn_norm", "d -> d"),
     *GATED_MLP,
