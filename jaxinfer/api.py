@@ -132,7 +132,7 @@ class Model:
             raise InputError(f"tokens has shape {tokens.shape}: give int[B, T] with at least one token")
         for row in tokens:
             self._check_ids(row, "tokens")
-        target, batch, length = self.target, *tokens.shape
+        target, (batch, length) = self.target, tokens.shape
         cache = target.empty_cache(self._policy(None), batch, length)
         parts, done = [], 0
         for width in chunks(length):

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 try:
     import typer
@@ -202,7 +202,7 @@ def _convert(
 
 def main() -> None:
     """The entry point: one line for bad input and exit code 2, 130 after Ctrl-C, and never a traceback for either."""
-    usage_error = typer.BadParameter.__base__  # click's UsageError, whichever click it is that typer carries
+    usage_error: Any = typer.BadParameter.__base__  # click's UsageError, whichever click it is that typer carries
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()

@@ -9,6 +9,8 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal
 
+Activation = Literal["silu", "gelu_tanh"]
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -64,7 +66,7 @@ class ModelConfig:
     segments: tuple[Segment, ...]
     max_positions: int
     norm_eps: float = 1e-5
-    activation: Literal["silu", "gelu_tanh"] = "silu"
+    activation: Activation = "silu"
     qk_norm: bool = False  # RMSNorm over each head of q and k, before RoPE
     post_norms: bool = False  # a second norm behind attention and MLP, before the residual (Gemma 2, 3)
     tie_embeddings: bool = True

@@ -4,7 +4,8 @@
 here knows a decode method or a cache policy by name.
 """
 
-from typing import Any
+import dataclasses
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,13 @@ from jaxinfer.model import Output, Transformer
 
 
 def forward(model: Transformer, params: Any, tokens: jax.Array, positions: jax.Array, cache: Cache, tree=None) -> Output:
-    return model.apply({"params": params}, tokens, positions, cache, tree)
+    """The network as a function of its parameters: see `Transformer.__call__`."""
+    return cast(Output, model.apply({"params": params}, tokens, positions, cache, tree))
 
 
 def logits_of(model: Transformer, params: Any, hidden: jax.Array) -> jax.Array:
     """hidden[B, T, D] -> float32[B, T, V]."""
-    return model.apply({"params": params}, hidden, method=Transformer.logits)
+    return cast(jax.Array, model.apply({"params": params}, hidden, method=Transformer.logits))
 
 
 def prefill(model: Transformer, params: Any, cache: Cache, tokens: jax.Array, n: jax.Array) -> Cache:
@@ -38,6 +40,7 @@ def score(model: Transformer, params: Any, cache: Cache, tokens: jax.Array, n: j
 
 
 def positions_of(cache: Cache, tokens: jax.Array) -> jax.Array:
+    """i32[B, T]: where the next T tokens of each row stand."""
     return cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
 
 
@@ -60,7 +63,8 @@ def step(method: DecodeMethod, ctx: Context, state: DecodeState) -> DecodeState:
     place = jnp.where(order < n[:, None], state.n[:, None] + order, state.tokens.shape[1])  # outside: dropped
     total = state.n + n
     alive = ~state.done
-    return state.replace(
+    return dataclasses.replace(
+        state,
         tokens=state.tokens.at[rows, place].set(verdict.emit, mode="drop"),
         n=total,
         done=state.done | stopped | (total >= state.limit),

@@ -1,5 +1,6 @@
 """From prompts to tokens: the host side of a generation. It buckets shapes, drives the engine, and keeps the clock."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -76,13 +77,14 @@ class Target:
 
     def empty_cache(self, policy: CachePolicy, batch: int, capacity: int) -> Cache:
         cache = policy.init(self.model.cfg, batch, policy.capacity or capacity, self.model.dtype)
-        if self.layout is None:
+        layout = self.layout
+        if layout is None:
             return cache
 
         def axes_of(x):
             return STORE_AXES[: x.ndim] if x.ndim >= 4 else ("batch", *(None,) * (x.ndim - 1))
 
-        return jax.tree.map(lambda x: self.layout.place(x, axes_of(x)), cache)
+        return jax.tree.map(lambda x: layout.place(x, axes_of(x)), cache)
 
     def prefill(self, cache: Cache, tokens: np.ndarray, n: np.ndarray) -> tuple[Cache, float]:
         """Commit the first n[B] of tokens i32[B, P], chunk by chunk: the cache, and seconds spent compiling."""
@@ -179,11 +181,13 @@ class Generation:
         )
         if target.layout is not None:  # what names no axes of its own lies whole on every device
             everywhere = jax.sharding.NamedSharding(target.layout.mesh, jax.P())
-            state = state.replace(
+            state = dataclasses.replace(
+                state,
                 keys=jax.device_put(state.keys, everywhere),
                 sampling=jax.device_put(state.sampling, everywhere) if method.samples else None,
             )
-        self.state = state.replace(aux=method.init(Context(target.params, target.extras, target.model), state))
+        aux = method.init(Context(target.params, target.extras, target.model), state)
+        self.state = dataclasses.replace(state, aux=aux)
 
     def advance(self, steps: int) -> None:
         """Take up to this many steps."""
@@ -205,7 +209,7 @@ class Generation:
 
     def finish(self, row: int) -> None:
         """End one row: a stop string was found on the host."""
-        self.state = self.state.replace(done=self.state.done.at[row].set(True))
+        self.state = dataclasses.replace(self.state, done=self.state.done.at[row].set(True))
 
     def _clock(self, stage: str, start: float, compiling: float) -> None:
         self.seconds[stage] += time.perf_counter() - start - compiling

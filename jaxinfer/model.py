@@ -152,6 +152,7 @@ def by_kind(segment: Segment, fresh: list) -> dict[str, Any]:
 
 
 def concat(parts: tuple[jax.Array, ...]) -> jax.Array:
+    """`jnp.concatenate`, which would copy a single part too."""
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 

@@ -81,7 +81,7 @@ def enable_compilation_cache() -> None:
     JAXINFER_CACHE=off switches it off; a cache that JAX has been given already is left alone.
     """
     folder = cache_dir()
-    if folder is None or jax.config.jax_compilation_cache_dir:
+    if folder is None or jax.config.values.get("jax_compilation_cache_dir"):
         return
     jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

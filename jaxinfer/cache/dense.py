@@ -1,5 +1,6 @@
 """Keep every token."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,4 +48,4 @@ def append(cache: Cache, fresh: dict[str, Any], take: jax.Array | None, n: jax.A
         return write(store, new, take, pos, jnp.where(written, pos % slots, slots))
 
     stores = {name: into(store, fresh[name]) for name, store in cache.stores.items()}
-    return cache.replace(stores=stores, length=cache.length + n)
+    return dataclasses.replace(cache, stores=stores, length=cache.length + n)

@@ -35,6 +35,7 @@ class Cache:
 
 
 def round_up(n: int, multiple: int = BLOCK) -> int:
+    """The smallest multiple that is at least n."""
     return -(-n // multiple) * multiple
 
 

@@ -88,7 +88,7 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     """A nested dict as a flat one, from paths such as `"embed/embedding"`."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: value}
     return flat

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxinfer.config import ModelConfig
 
-_SCALARS = {int: int, float: (int, float), str: str, bool: bool}
+_SCALARS: dict[Any, Any] = {int: int, float: (int, float), str: str, bool: bool}
 
 
 def config_to_json(config: ModelConfig) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def _build(kind: Any, value: Any) -> Any:
         return None if value is None else _build(inner, value)
     if origin is tuple:
         return tuple(_build(arguments[0], item) for item in value)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         unknown = set(value) - set(hints)
         if unknown:

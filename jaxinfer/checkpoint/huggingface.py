@@ -1,6 +1,7 @@
 """Hugging Face folders: config.json, safetensors in one file or in shards, tokenizer files."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _files(folder: Path) -> dict[Path, set[str] | None]:
+def _files(folder: Path) -> Mapping[Path, set[str] | None]:
     """The files of weights, and the tensors that the index promises in each (None: there is no index)."""
     if (folder / INDEX).exists():
         where = Fields(str(folder / INDEX), read_json(folder / INDEX)).group("weight_map")
         if where is None:
             raise InputError(f"{folder / INDEX}: field 'weight_map' is missing")
-        files: dict[Path, set[str] | None] = {}
+        files: dict[Path, set[str]] = {}
         for name, file in where.values.items():
             files.setdefault(folder / str(file), set()).add(name)
         for file in files:

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxinfer.cache.store import Cache
-from jaxinfer.decoding.sampling import SamplingState
 from jaxinfer.model import Output, Transformer
 
 
@@ -34,7 +33,7 @@ class DecodeState:
     stop: jax.Array  # i32[K]: token ids that end a row, padded with -1
     cache: Cache
     keys: jax.Array  # one PRNG key a row
-    sampling: SamplingState | None  # None under a method that does not sample
+    sampling: Any  # SamplingState; None under a method that does not sample
     logprobs: jax.Array | None  # f32[B, M]: log-probability of each generated token, if asked for
     aux: Any  # the method's own state
     steps: jax.Array  # i32[B]: target forwards spent on this row

@@ -97,7 +97,7 @@ def observe(state: SamplingState, emit: jax.Array, n: jax.Array) -> SamplingStat
     batch, width = emit.shape
     rows = jnp.arange(batch)[:, None]
     counted = (jnp.arange(width) < n[:, None]).astype(jnp.int32)
-    return state.replace(counts=state.counts.at[rows, emit].add(counted, mode="drop"))
+    return dataclasses.replace(state, counts=state.counts.at[rows, emit].add(counted, mode="drop"))
 
 
 def penalize(state: SamplingState, logits: jax.Array, draft: jax.Array) -> jax.Array:

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,12 @@ class Summary:
     bandwidth: float
 
 
-def summarize(rows: list[Mapping[str, Any]]) -> list[Summary]:
+def summarize(rows: Sequence[Mapping[str, Any]]) -> list[Summary]:
     """The finished rows, each compared with the greedy row of the same policy (and penalties), where there is one."""
     return [_summary(row, baseline(row, rows)) for row in rows]
 
 
-def baseline(row: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def baseline(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The greedy row that `row` is to be compared with."""
     key = baseline_key(row)
     return next((other for other in rows if is_baseline(other) and baseline_key(other) == key), None)
@@ -74,7 +74,7 @@ def per_family(row: Mapping[str, Any]) -> dict[str, float]:
     return {family: _tokens_per_step([p for p in row["prompts"] if p["family"] == family]) for family in families}
 
 
-def _tokens_per_step(prompts: list[Mapping[str, Any]]) -> float:
+def _tokens_per_step(prompts: Sequence[Mapping[str, Any]]) -> float:
     steps = sum(prompt["steps"] for prompt in prompts)
     return sum(prompt["emitted"] for prompt in prompts) / steps if steps else 0.0
 

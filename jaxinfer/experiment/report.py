@@ -3,7 +3,7 @@
 Both are rewritten after every row, so they are there whenever a run stops.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -20,7 +20,7 @@ SAMPLES_PER_FAMILY = 3
 Row = Mapping[str, Any]
 
 
-def write(folder: Path, config: Experiment, rows: list[Row]) -> None:
+def write(folder: Path, config: Experiment, rows: Sequence[Row]) -> None:
     """Write table.md and report.html for the rows that are finished."""
     config_text = (folder / "config.yaml").read_text(encoding="utf-8")
     versions_text = (folder / "versions.json").read_text(encoding="utf-8")
@@ -28,7 +28,7 @@ def write(folder: Path, config: Experiment, rows: list[Row]) -> None:
     write_atomic(folder / "report.html", html(config, rows, config_text, versions_text))
 
 
-def sentence(config: Experiment, rows: list[Row]) -> str:
+def sentence(config: Experiment, rows: Sequence[Row]) -> str:
     """What was measured, in one sentence."""
     decoding = config.decoding
     wanted = [row.name for row in config.rows]
@@ -46,14 +46,14 @@ def sentence(config: Experiment, rows: list[Row]) -> str:
 
 def headline(summaries: list[Summary]) -> str | None:
     """The fastest row whose outputs all equal greedy's, if it is faster than greedy by more than noise."""
-    exact = [s for s in summaries if s.speedup and s.speedup > 1.05 and _all_identical(s.identical)]
+    exact = {s.name: s.speedup for s in summaries if s.speedup and s.speedup > 1.05 and _all_identical(s.identical)}
     if not exact:
         return None
-    best = max(exact, key=lambda summary: summary.speedup)
-    return f"Fastest with output identical to greedy: {best.name}, {best.speedup:.2f} times greedy's speed."
+    name, speedup = max(exact.items(), key=lambda item: item[1])
+    return f"Fastest with output identical to greedy: {name}, {speedup:.2f} times greedy's speed."
 
 
-def markdown(config: Experiment, rows: list[Row]) -> str:
+def markdown(config: Experiment, rows: Sequence[Row]) -> str:
     """table.md."""
     summaries = compare.summarize(rows)
     body = table.markdown(summaries) if rows else "No row is finished yet.\n"
@@ -61,7 +61,7 @@ def markdown(config: Experiment, rows: list[Row]) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def html(config: Experiment, rows: list[Row], config_text: str, versions_text: str) -> str:
+def html(config: Experiment, rows: Sequence[Row], config_text: str, versions_text: str) -> str:
     """report.html: one page, styles and charts inline, all text escaped."""
     summaries = compare.summarize(rows)
     style = (resources.files("jaxinfer") / "experiment" / "report.css").read_text(encoding="utf-8")
@@ -99,7 +99,7 @@ def _table(summaries: list[Summary]) -> str:
     )
 
 
-def _speeds(rows: list[Row], summaries: list[Summary]) -> str:
+def _speeds(rows: Sequence[Row], summaries: list[Summary]) -> str:
     colors = _colors(rows)
     entries = [
         charts.Bar(
@@ -117,7 +117,7 @@ def _speeds(rows: list[Row], summaries: list[Summary]) -> str:
     return f"<h2>{title}</h2><figure>{chart}<figcaption>Median; whiskers reach from min to max.</figcaption></figure>"
 
 
-def _families(rows: list[Row]) -> str:
+def _families(rows: Sequence[Row]) -> str:
     title = "Tokens per step by family"
     several = {row["name"]: per for row in rows if max((per := compare.per_family(row)).values()) > 1.0}
     if not several:
@@ -143,7 +143,7 @@ def _families(rows: list[Row]) -> str:
     )
 
 
-def _samples(rows: list[Row]) -> str:
+def _samples(rows: Sequence[Row]) -> str:
     shown: dict[str, list[int]] = {}
     for index, prompt in enumerate(rows[0]["prompts"]):
         indices = shown.setdefault(prompt["family"], [])
@@ -153,7 +153,7 @@ def _samples(rows: list[Row]) -> str:
     return f"<h2>Outputs</h2><p class=note>Marked: where a row leaves greedy's text.</p>{items}"
 
 
-def _sample(rows: list[Row], index: int) -> str:
+def _sample(rows: Sequence[Row], index: int) -> str:
     prompt = rows[0]["prompts"][index]
     columns = ""
     for row in rows:
@@ -172,7 +172,7 @@ def _sample(rows: list[Row], index: int) -> str:
     )
 
 
-def _colors(rows: list[Row]) -> dict[str, str]:
+def _colors(rows: Sequence[Row]) -> dict[str, str]:
     """A CSS class for each row: grey for greedy, then the palette in order."""
     others = [row["name"] for row in rows if not compare.is_baseline(row)]
     return {row["name"]: "baseline" for row in rows} | {name: f"color{i % COLORS}" for i, name in enumerate(others)}

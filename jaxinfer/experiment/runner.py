@@ -87,7 +87,7 @@ def plan(config: Experiment) -> list[RowSpec]:
     """The rows to measure: the config's, after a greedy reference for each that has no greedy row to compare with."""
     rows = [dataclasses.asdict(row) for row in config.rows]
     keys = {compare.baseline_key(row) for row in rows if compare.is_baseline(row)}
-    references = []
+    references: list[RowSpec] = []
     for row in rows:
         key = compare.baseline_key(row)
         if key in keys:
@@ -161,7 +161,7 @@ def peak_rss() -> int | None:
 
 def _records(prompts: tuple[Prompt, ...], outputs: list) -> list[dict[str, Any]]:
     """What each prompt gave, for charts by family and for comparing outputs."""
-    records = []
+    records: list[dict[str, Any]] = []
     for output in outputs:
         stats = output.stats
         for index, (text, tokens) in enumerate(zip(output.texts, output.tokens, strict=True)):

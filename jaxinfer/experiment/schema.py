@@ -128,7 +128,7 @@ def _typed(data: dict, origin: Origin) -> Experiment:
     first = errors[0]
     path = _within(data, first["loc"])
     if first["type"] == "unexpected_keyword_argument":
-        raise origin.error(path, f"unknown key{registry.suggest(path[-1], _keys_at(path[:-1]))}")
+        raise origin.error(path, f"unknown key{registry.suggest(str(path[-1]), _keys_at(path[:-1]))}")
     if first["type"] == "missing":
         key = first["loc"][-1]
         raise origin.error((*path, key), f"missing; {_EXAMPLES[key]}")
@@ -149,7 +149,7 @@ def _within(data: Any, loc: tuple) -> Keys:
 def _keys_at(path: Keys) -> list[str]:
     """The valid keys of the mapping at `path`."""
     classes = {"model": ModelSpec, "prompts": PromptSpec, "decoding": DecodingSpec, "rows": RowSpec}
-    cls = classes[path[0]] if path else Experiment
+    cls = classes[str(path[0])] if path else Experiment
     return [field.name for field in dataclasses.fields(cls)]
 
 

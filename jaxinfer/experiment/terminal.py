@@ -3,7 +3,7 @@
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -215,7 +215,7 @@ def tables() -> list[Table]:
     ]
 
 
-def _listing(title: str, rows: list[tuple[str, ...]]) -> Table:
+def _listing(title: str, rows: Sequence[tuple[str, ...]]) -> Table:
     found = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
     for index in range(len(rows[0]) if rows else 1):
         found.add_column(no_wrap=index == 0)

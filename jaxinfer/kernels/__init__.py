@@ -1,0 +1,1 @@
+"""Attention in jnp, and the kernels that replace it."""

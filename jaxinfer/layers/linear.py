@@ -1,6 +1,8 @@
 """The one place where activations meet weights."""
 
 import math
+import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,39 +12,47 @@ from flax import linen as nn
 from jaxinfer.layers.stacked import parameter, with_layer
 from jaxinfer.sharding.rules import platform
 
-
 FEW_ROWS = 64
+CORES = os.cpu_count() or 1
 
 
-def matmul(x: jax.Array, kernel: Any, shape: tuple[int, ...], n_in: int = 1, layer: jax.Array | None = None):
+def matmul(
+    x: jax.Array, kernel: Any, shape: tuple[int, ...], n_in: int = 1, layer: jax.Array | None = None
+) -> jax.Array:
     """x[..., *in] times kernel[*out, *in] -> float32[..., *out]; `shape` is [*out, *in], `in` its last `n_in` axes.
 
     With `layer` i32[], the kernel is a stack [L, *out, *in] of which that one is used.
     """
     lead, outer, inner = x.shape[: x.ndim - n_in], shape[:-n_in], shape[-n_in:]
-    rows, width = math.prod(lead), math.prod(inner)
-    # Flat on both sides: a plain matrix product to the compiler. One row becomes a vector, so that nothing but the
-    # product itself is left inside the branches of a `Separate` weight.
-    flat = x.reshape(width) if rows == 1 else x.reshape(rows, width)
-
-    def product(kernel: jax.Array) -> jax.Array:
-        return project(flat, kernel.reshape(-1, width))
-
+    rows, n_out, width = math.prod(lead), math.prod(outer), math.prod(inner)
+    product, finish = _formulation(x.reshape(rows, width), n_out)
     y = product(kernel) if layer is None else with_layer(kernel, layer, product)
-    return y.reshape(*lead, *outer)
+    return finish(y).reshape(*lead, *outer)
 
 
-def project(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x[in] or x[rows, in] times weight[out, in] -> float32[out] or [rows, out].
+def _formulation(x: jax.Array, n_out: int) -> tuple[Callable[[Any], jax.Array], Callable[[jax.Array], jax.Array]]:
+    """How x[rows, in] meets a weight [n_out, in]: the product alone, and what brings its result into [rows, n_out].
 
-    On a CPU a few rows go on the right-hand side. There the compiler packs the right operand anew in every call: best
-    if that is the small one. (Twice as fast at 8 rows; the barrier keeps it from undoing the exchange.)
+    The product runs inside the branches of a `Separate` weight, where nothing else should: all that can be done before
+    or behind it is. What is best on a CPU was measured (docs/cpu.md):
+
+    - one row: a batch of matrix-vector products, one for each core, because the compiler leaves small ones to one core;
+    - a few rows: the weights on the left. The compiler packs the right operand anew in every call, which had better be
+      the small one. The barrier keeps it from undoing the exchange;
+    - many rows: as it is written.
     """
-    contract = (((x.ndim - 1,), (1,)), ((), ()))
-    if x.ndim == 2 and x.shape[0] <= FEW_ROWS and platform() == "cpu":
-        y = jax.lax.dot_general(weight, x, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-        return jax.lax.optimization_barrier(y).T
-    return jax.lax.dot_general(x, weight, contract, preferred_element_type=jnp.float32)
+    rows, width = x.shape
+
+    def dot(a: jax.Array, b: jax.Array, contract: tuple, batch: tuple = ((), ())) -> jax.Array:
+        return jax.lax.dot_general(a, b, (contract, batch), preferred_element_type=jnp.float32)
+
+    if platform() != "cpu" or rows > FEW_ROWS:
+        return lambda w: dot(x, w.reshape(n_out, width), ((1,), (1,))), lambda y: y
+    if rows > 1:
+        return lambda w: dot(w.reshape(n_out, width), x, ((1,), (1,))), lambda y: jax.lax.optimization_barrier(y).T
+    parts = math.gcd(n_out, CORES)
+    each = jnp.broadcast_to(x, (parts, width))
+    return lambda w: dot(w.reshape(parts, -1, width), each, ((2,), (1,)), ((0,), (0,))), lambda y: y.reshape(1, n_out)
 
 
 class Linear(nn.Module):

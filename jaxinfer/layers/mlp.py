@@ -1,5 +1,6 @@
 """Feed-forward layers."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -10,7 +11,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.layers.linear import Linear
 from jaxinfer.sharding.rules import constrain
 
-ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
 
 
 class GatedMLP(nn.Module):

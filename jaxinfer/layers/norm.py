@@ -16,7 +16,8 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, layer: jax.Array | None = None) -> jax.Array:
-        shape, axes = (x.shape[-1],), (self.axis,)
+        shape: tuple[int, ...] = (x.shape[-1],)
+        axes: tuple[str, ...] = (self.axis,)
         if self.layers is not None:
             shape, axes = (self.layers, *shape), ("layers", *axes)
         scale = parameter(self, "scale", nn.initializers.ones, shape, axes, jnp.float32)

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Rule, Tensors
-from jaxinfer.config import LayerKind, Rope, RopeScaling, Segment, segments_of
+from jaxinfer.config import Activation, LayerKind, Rope, RopeScaling, Segment, segments_of
 from jaxinfer.errors import InputError
 
 
@@ -31,10 +31,10 @@ GATED_MLP = (
     layer("mlp/down/kernel", "mlp.down_proj", "ffn_down", "d f -> d f"),
 )
 
-_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_tanh": "gelu_tanh"}
+_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_tanh": "gelu_tanh"}
 
 
-def activation(fields: Fields, name: str, default: str) -> str:
+def activation(fields: Fields, name: str, default: str) -> Activation:
     """ModelConfig's name for the activation that a field names."""
     value = fields.text(name, default)
     if value not in _ACTIVATIONS:

@@ -1,6 +1,7 @@
 """Gemma 3, its text part: five layers of sliding-window attention to one of global attention."""
 
 import math
+from typing import Any
 
 from jaxinfer.checkpoint.families.common import (
     EMBED,
@@ -19,7 +20,7 @@ from jaxinfer.config import LayerKind, ModelConfig, Rope
 from jaxinfer.errors import InputError
 
 # Hugging Face files hold the norms as w, and the model multiplies by 1 + w; GGUF files hold the sum.
-_ONE = {"hf_offset": 1.0}
+_ONE: dict[str, Any] = {"hf_offset": 1.0}
 
 _RULES = (
     *EMBED,
