@@ -62,7 +62,7 @@ class Model:
     def target(self) -> Target:
         on_cpu = self.layout is None and jax.default_backend() == "cpu"
         params = separate(self.params) if on_cpu and self.separate_layers else self.params
-        return Target(self.network, params, self.layout, self.extras)
+        return Target(self.network, self.params, params, self.layout, self.extras)
 
     def shard(self, mesh: jax.sharding.Mesh, rules: Rules = DATA_TENSOR) -> "Model":
         """The same model spread over a mesh. A mesh axis that does not divide a dimension leaves it whole."""
@@ -88,8 +88,8 @@ class Model:
     ) -> Result:
         """Continue each prompt: a text, or a list of token ids.
 
-        method: default Greedy, or Sample if `sampling` is given. policy: default Window, which is exact, and Dense for a
-        model without windows. A row draws from its own seed; an int means that row i draws from seed + i. A row ends
+        method: default Greedy, or Sample if `sampling` is given. policy: default Window, which is exact, and Dense for
+        a model without windows. A row draws from its own seed; an int means that row i draws from seed + i. A row ends
         behind max_new_tokens, at a stop token of the model, or before a stop string. `progress(done, total)` is called
         now and then with the number of new tokens. Raises InputError for anything that cannot be done.
         """
@@ -115,10 +115,13 @@ class Model:
             generation.run()
         return self._result(generation, stops)
 
-    def stream(self, prompt: Prompt, *, steps_per_piece: int = 1, stop: str | Sequence[str] = (), **options) -> "Stream":
+    def stream(
+        self, prompt: Prompt, *, steps_per_piece: int = 1, stop: str | Sequence[str] = (), **options
+    ) -> "Stream":
         """Continue one prompt, text piece by piece. Takes the options of `generate`."""
         self._need_tokenizer("stream")
-        defaults = dict(max_new_tokens=64, method=None, policy=None, sampling=None, seed=0, logprobs=False)
+        defaults: dict[str, Any] = {"max_new_tokens": 64, "method": None, "policy": None, "sampling": None}
+        defaults |= {"seed": 0, "logprobs": False}
         unknown = set(options) - set(defaults)
         if unknown:
             raise InputError(f"stream has no option {sorted(unknown)[0]!r}: it takes {', '.join(defaults)}, stop")
@@ -167,7 +170,7 @@ class Model:
             raise InputError("no prompts: give at least one")
         ids = [self.encode(p, f"prompt {i}" if len(prompts) > 1 else "prompt") for i, p in enumerate(prompts)]
         limits = _per_row(max_new_tokens, len(ids), "max_new_tokens", least=1)
-        seeds = [seed + i for i in range(len(ids))] if isinstance(seed, int) else _per_row(seed, len(ids), "seed", least=0)
+        seeds = [*range(seed, seed + len(ids))] if isinstance(seed, int) else _per_row(seed, len(ids), "seed", least=0)
         method = method or (Greedy() if sampling is None else Sample())
         if sampling is not None and not method.samples and sampling != Sampling(temperature=0.0):
             raise InputError(f"method {type(method).__name__} takes no sampling: use Sample, or leave sampling out")

@@ -16,7 +16,9 @@ from jaxinfer.decoding.sampling import observe
 from jaxinfer.model import Output, Transformer
 
 
-def forward(model: Transformer, params: Any, tokens: jax.Array, positions: jax.Array, cache: Cache, tree=None) -> Output:
+def forward(
+    model: Transformer, params: Any, tokens: jax.Array, positions: jax.Array, cache: Cache, tree=None
+) -> Output:
     """The network as a function of its parameters: see `Transformer.__call__`."""
     return cast(Output, model.apply({"params": params}, tokens, positions, cache, tree))
 

@@ -1,6 +1,7 @@
 """From prompts to tokens: the host side of a generation. It buckets shapes, drives the engine, and keeps the clock."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import numpy as np
 
 from jaxinfer.cache import CachePolicy
 from jaxinfer.cache.store import STORE_AXES, Cache
+from jaxinfer.config import ModelConfig
 from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState
 from jaxinfer.decoding.sampling import Sampling, SamplingState
 from jaxinfer.engine import decode, prefill
@@ -69,14 +71,16 @@ class Target:
 
     model: Transformer
     params: Any
+    step_params: Any  # the same for the decode loop, which may want them in another form
     layout: Sharding | None = None
     extras: dict[str, Any] = field(default_factory=dict)
 
-    def place(self, x: Any, *axes: str | None) -> jax.Array:
-        return jnp.asarray(x) if self.layout is None else self.layout.place(jnp.asarray(x), axes)
+    def place(self, x: np.ndarray, *axes: str | None) -> jax.Array:
+        # A copy: what lies on the device may be donated, and must not share memory with the host's array.
+        return jax.device_put(x.copy()) if self.layout is None else self.layout.place(x, axes)
 
     def empty_cache(self, policy: CachePolicy, batch: int, capacity: int) -> Cache:
-        cache = policy.init(self.model.cfg, batch, policy.capacity or capacity, self.model.dtype)
+        cache = _empty_cache(policy, self.model.cfg, batch, policy.capacity or capacity, self.model.dtype)
         layout = self.layout
         if layout is None:
             return cache
@@ -100,6 +104,11 @@ class Target:
             cache = call.call(*args)
             done += width
         return cache, compiling
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _empty_cache(policy: CachePolicy, cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> Cache:
+    return policy.init(cfg, batch, capacity, dtype)
 
 
 def chunks(n: int) -> Iterator[int]:
@@ -160,20 +169,22 @@ class Generation:
         self._clock("prefill", start, compiling)
         self.cache_bytes = sum(x.nbytes for x in jax.tree.leaves(cache))
 
-        def per_row(x, *more):
-            return target.place(x, "batch", *more)
+        def per_row(x):
+            return target.place(x, "batch", *(None,) * (x.ndim - 1))
 
         zeros = np.zeros(len(prompts), np.int32)
         state = DecodeState(
-            tokens=per_row(tokens, None),
+            tokens=per_row(tokens),
             n=per_row(lengths),
             limit=per_row(ends),
             done=per_row(lengths >= ends),
             stop=target.place(np.array([*stop, *[-1] * (STOP_SLOTS - len(stop))], np.int32), None),
             cache=cache,
-            keys=jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32)),
-            sampling=SamplingState.of(sampling, prompts, cfg.vocab_size) if method.samples else None,
-            logprobs=per_row(np.zeros(tokens.shape, np.float32), None) if logprobs else None,
+            seeds=per_row(np.asarray(seeds, np.uint32)),
+            sampling=jax.tree.map(per_row, SamplingState.of(sampling, prompts, cfg.vocab_size))
+            if method.samples
+            else None,
+            logprobs=per_row(np.zeros(tokens.shape, np.float32)) if logprobs else None,
             aux=None,
             steps=per_row(zeros),
             proposed=per_row(zeros),
@@ -191,7 +202,7 @@ class Generation:
 
     def advance(self, steps: int) -> None:
         """Take up to this many steps."""
-        args = (self.target.params, self.target.extras, self.state, jnp.asarray(steps, jnp.int32))
+        args = (self.target.step_params, self.target.extras, self.state, np.int32(steps))
         start = time.perf_counter()
         static = (self.target.model, self.method)
         call, new = program(decode, static, args, carry=2, layout=self.target.layout)

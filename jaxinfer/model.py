@@ -89,22 +89,24 @@ class Transformer(nn.Module):
             variable_broadcast="params",  # the stacks as a whole: each product takes its layer out itself
             split_rngs={"params": False},
             in_axes=(0, nn.broadcast),
+            check_constancy_invariants=False,  # the body writes no variables: it need not be traced twice
         )
         for i, segment in enumerate(cfg.segments):
-            setattr(self, f"segment_{i}", scan(Pattern, length=segment.repeats)(cfg, segment, self.dtype))
+            # One call of the body declares the whole stacks.
+            pattern = Pattern if self.is_initializing() else scan(Pattern, length=segment.repeats)
+            setattr(self, f"segment_{i}", pattern(cfg, segment, self.dtype))
         self.final_norm = RMSNorm(cfg.norm_eps)
         if not cfg.tie_embeddings:
             shape, axes = (cfg.vocab_size, cfg.d_model), ("vocab", "embed")
             self.head = Linear(shape, axes, dtype=self.dtype, out_dtype=jnp.float32)
 
-    def __call__(
-        self, tokens: jax.Array, positions: jax.Array, cache: Cache, tree: jax.Array | None = None
-    ) -> Output:
+    def __call__(self, tokens: jax.Array, positions: jax.Array, cache: Cache, tree: jax.Array | None = None) -> Output:
         """tokens, positions i32[B, T]; tree bool[B, T, T] or None for a chain -> Output."""
         x = constrain(self.embed(tokens), "batch", "tokens", "embed")
         step = Step.of(positions, tree, cache)
         fresh: dict[str, list] = {kind.name: [] for kind in self.cfg.kinds}
         for i, (segment, places) in enumerate(zip(self.cfg.segments, layer_places(self.cfg), strict=True)):
+            places = jax.tree.map(lambda x: x[0], places) if self.is_initializing() else places
             x, new = getattr(self, f"segment_{i}")(x, places, step)
             for name, kv in by_kind(segment, new).items():
                 fresh[name].append(kv)

@@ -32,7 +32,7 @@ class DecodeState:
     done: jax.Array  # bool[B]
     stop: jax.Array  # i32[K]: token ids that end a row, padded with -1
     cache: Cache
-    keys: jax.Array  # one PRNG key a row
+    seeds: jax.Array  # u32[B]: a row draws from its own seed
     sampling: Any  # SamplingState; None under a method that does not sample
     logprobs: jax.Array | None  # f32[B, M]: log-probability of each generated token, if asked for
     aux: Any  # the method's own state
@@ -48,7 +48,7 @@ class DecodeState:
     @property
     def step_keys(self) -> jax.Array:
         """A key a row for this step. It depends on the row's seed and length alone, not on its neighbours."""
-        return jax.vmap(jax.random.fold_in)(self.keys, self.n)
+        return jax.vmap(lambda seed, n: jax.random.fold_in(jax.random.key(seed), n))(self.seeds, self.n)
 
 
 @struct.dataclass
@@ -87,6 +87,4 @@ class DecodeMethod(Protocol):
 
     def propose(self, ctx: Context, state: DecodeState) -> Draft: ...
 
-    def verify(
-        self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array
-    ) -> Verdict: ...
+    def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict: ...

@@ -84,12 +84,13 @@ class SamplingState:
 
     @classmethod
     def of(cls, sampling: Sampling, prompts: Sequence[Sequence[int]], vocab_size: int) -> "SamplingState":
+        """The state behind the prompts, still on the host (numpy)."""
         batch = len(prompts)
         in_prompt = np.zeros((batch, vocab_size), bool)
         for row, prompt in enumerate(prompts):
             in_prompt[row, np.asarray(prompt)] = True
-        settings = {name: jnp.asarray(sampling.rows(name, batch)) for name in RANGES}
-        return cls(**settings, in_prompt=jnp.asarray(in_prompt), counts=jnp.zeros((batch, vocab_size), jnp.int32))
+        settings = {name: sampling.rows(name, batch) for name in RANGES}
+        return cls(**settings, in_prompt=in_prompt, counts=np.zeros((batch, vocab_size), np.int32))
 
 
 def observe(state: SamplingState, emit: jax.Array, n: jax.Array) -> SamplingState:

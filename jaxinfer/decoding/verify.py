@@ -62,9 +62,7 @@ def accept_sampled(
     return Accepted(jnp.where(columns == accepted[:, None], last[:, None], shifted), 1 + accepted)
 
 
-def accept(
-    sampling: SamplingState, draft: jax.Array, size: jax.Array, logits: jax.Array, keys: jax.Array
-) -> Accepted:
+def accept(sampling: SamplingState, draft: jax.Array, size: jax.Array, logits: jax.Array, keys: jax.Array) -> Accepted:
     """Accept a draft that is not random under the row's own sampling settings, from penalized logits[B, T, V].
 
     If every row is at temperature 0 no distribution is built: the program branches, the trace does not.

@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -46,7 +46,22 @@ def check_writable(output: str) -> None:
                 parent.rmdir()
 
 
-def new_run(config: Experiment) -> Path:
+class Config(Protocol):
+    """What a config has to say for a run to get its folder: `Experiment`, and those of the scripts in experiments/."""
+
+    @property
+    def name(self) -> str:
+        """What the folder is called by."""
+
+    @property
+    def output(self) -> str:
+        """The folder that it is made in."""
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The whole config as plain data."""
+
+
+def new_run(config: Config) -> Path:
     """A fresh run folder that holds config.yaml and versions.json. Two made in the same second differ by a suffix."""
     output = Path(config.output).expanduser()
     stem = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -14,14 +14,17 @@ The classes are plain dataclasses; pydantic validates them and is imported only 
 import dataclasses
 import json
 import re
+import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from jaxinfer.experiment import merge, registry
 from jaxinfer.experiment.merge import Keys, Origin, show
 
-_FORBID_UNKNOWN_KEYS = {"extra": "forbid"}  # what pydantic reads from `__pydantic_config__`
+Config = TypeVar("Config")
+
+FORBID_UNKNOWN_KEYS = {"extra": "forbid"}  # what pydantic reads from `__pydantic_config__`
 _EXAMPLES = {  # for each required key
     "name": "write a name such as 'quickstart'",
     "model": "write 'model: smollm2-135m', or a path to a checkpoint",
@@ -38,7 +41,7 @@ class ModelSpec:
     source: str
     dtype: Literal["float32", "bfloat16"] | None = None
 
-    __pydantic_config__ = _FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class PromptSpec:
     limit: int | None = None
     chat: bool = True
 
-    __pydantic_config__ = _FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class DecodingSpec:
     batch: int = 1
     repeats: int = 3
 
-    __pydantic_config__ = _FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class RowSpec:
     policy: dict[str, Any] | None = None  # null: the exact one that suits the model, as in `generate`
     sampling: dict[str, Any] | None = None
 
-    __pydantic_config__ = _FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Experiment:
     decoding: DecodingSpec = DecodingSpec()
     output: str = "runs"
 
-    __pydantic_config__ = _FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
     def to_mapping(self) -> dict:
         """Plain dicts, lists and scalars: what `config.yaml` of a run holds."""
@@ -106,21 +109,26 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     return validate(data, origin)
 
 
+def read_as(cls: type[Config], path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """A config file with a frozen dataclass of its own, as the scripts in experiments/ have. Raises InputError."""
+    return _typed(cls, *merge.read(path, overrides))
+
+
 def validate(data: dict, origin: Origin) -> Experiment:
     """A plain mapping (shorthands already expanded) as an Experiment. Raises InputError."""
-    config = _typed(data, origin)
+    config = _typed(Experiment, data, origin)
     _check_values(config, origin)
     return dataclasses.replace(
         config, rows=tuple(_fill(row, ("rows", index), origin) for index, row in enumerate(config.rows))
     )
 
 
-def _typed(data: dict, origin: Origin) -> Experiment:
+def _typed(cls: type[Config], data: dict, origin: Origin) -> Config:
     pydantic = registry.import_pydantic()
     # Strict mode takes a dataclass from a mapping only when the mapping comes as JSON.
     document = json.dumps(data, default=str)
     try:
-        return pydantic.TypeAdapter(Experiment).validate_json(document, strict=True)
+        return pydantic.TypeAdapter(cls).validate_json(document, strict=True)
     except pydantic.ValidationError as caught:
         errors = caught.errors(include_url=False)
     # A mistyped key is both unknown and missing: tell about the unknown one.
@@ -128,10 +136,10 @@ def _typed(data: dict, origin: Origin) -> Experiment:
     first = errors[0]
     path = _within(data, first["loc"])
     if first["type"] == "unexpected_keyword_argument":
-        raise origin.error(path, f"unknown key{registry.suggest(str(path[-1]), _keys_at(path[:-1]))}")
+        raise origin.error(path, f"unknown key{registry.suggest(str(path[-1]), _keys_at(cls, path[:-1]))}")
     if first["type"] == "missing":
         key = first["loc"][-1]
-        raise origin.error((*path, key), f"missing; {_EXAMPLES[key]}")
+        raise origin.error((*path, key), f"missing; {_EXAMPLES.get(key, 'write a value')}")
     wanted = dict.fromkeys(registry.expected(error) for error in errors if _within(data, error["loc"]) == path)
     raise origin.error(path, f"expected {' or '.join(wanted)}, got {show(first['input'])}")
 
@@ -146,10 +154,11 @@ def _within(data: Any, loc: tuple) -> Keys:
     return tuple(path)
 
 
-def _keys_at(path: Keys) -> list[str]:
-    """The valid keys of the mapping at `path`."""
-    classes = {"model": ModelSpec, "prompts": PromptSpec, "decoding": DecodingSpec, "rows": RowSpec}
-    cls = classes[str(path[0])] if path else Experiment
+def _keys_at(cls: type, path: Keys) -> list[str]:
+    """The valid keys of the mapping at `path` below a `cls`."""
+    for key in (step for step in path if isinstance(step, str)):
+        hint = typing.get_type_hints(cls)[key]
+        cls = next(iter(typing.get_args(hint)), hint)  # of a tuple, the class of its entries
     return [field.name for field in dataclasses.fields(cls)]
 
 

@@ -95,8 +95,8 @@ def fold_cached(
 ) -> Running:
     """The part of one layer of a store, block by block, no further than the slots in use.
 
-    layer: i32[], which of the stacked layers. q_pos: i32[B, T]. extent: i32[], slots in use. The work and the bytes read
-    follow `extent`, not the capacity of the cache; the store is indexed, never sliced by layer (that would copy it).
+    layer: i32[], which of the stacked layers. q_pos: i32[B, T]. extent: i32[], slots in use. The work and the bytes
+    read follow `extent`, not the capacity of the cache; the store is indexed, never sliced by layer: that would copy.
     """
     wide = q_pos.shape[1] >= QUERY_BLOCK // 2 and store.pos.shape[1] % WIDE_BLOCK == 0
     size = WIDE_BLOCK if wide else BLOCK

@@ -11,7 +11,10 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.layers.linear import Linear
 from jaxinfer.sharding.rules import constrain
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
 
 
 class GatedMLP(nn.Module):

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import struct
@@ -37,7 +36,8 @@ def parameter(
 def with_layer(weight: Any, layer: jax.Array, use: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """use(weight[layer]): `weight` is an array [L, ...] or a `Separate`, `layer` an i32[]."""
     if isinstance(weight, Separate):
-        # The branches differ in the buffer they read, in nothing else.
+        # The branches differ in the buffer they read, in nothing else: `use` is traced and lowered once.
+        use = jax.jit(use)
         return jax.lax.switch(layer, [lambda w=w: use(w) for w in weight.layers])
     return use(jax.lax.dynamic_index_in_dim(weight, layer, keepdims=False))
 

@@ -31,7 +31,12 @@ GATED_MLP = (
     layer("mlp/down/kernel", "mlp.down_proj", "ffn_down", "d f -> d f"),
 )
 
-_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_tanh": "gelu_tanh"}
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_tanh": "gelu_tanh",
+}
 
 
 def activation(fields: Fields, name: str, default: str) -> Activation:
