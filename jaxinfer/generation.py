@@ -190,13 +190,6 @@ class Generation:
             proposed=per_row(zeros),
             accepted=per_row(zeros),
         )
-        if target.layout is not None:  # what names no axes of its own lies whole on every device
-            everywhere = jax.sharding.NamedSharding(target.layout.mesh, jax.P())
-            state = dataclasses.replace(
-                state,
-                keys=jax.device_put(state.keys, everywhere),
-                sampling=jax.device_put(state.sampling, everywhere) if method.samples else None,
-            )
         aux = method.init(Context(target.params, target.extras, target.model), state)
         self.state = dataclasses.replace(state, aux=aux)
 

@@ -44,7 +44,7 @@ def program(
     result comes first. On a mesh it keeps its layout, so that it can be passed in again.
     """
     leaves, tree = jax.tree.flatten(args)
-    forms = tuple((x.shape, x.dtype, x.sharding if layout else None) for x in leaves)
+    forms = tuple((x.shape, x.dtype, getattr(x, "sharding", None) if layout else None) for x in leaves)
     key = (fun, static, tree, forms, layout)
     if key in _PROGRAMS:
         return _PROGRAMS[key], False

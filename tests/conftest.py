@@ -1,0 +1,111 @@
+"""Models that tests share: the two real ones, and random ones small enough to compile in a second."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jaxinfer
+from jaxinfer import LayerKind, Model, ModelConfig, Rope, Segment
+from jaxinfer.programs import enable_compilation_cache
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kept_programs():
+    """Programs are compiled once a machine, not once a run: the user's own cache. Tests of compile time do without."""
+    enable_compilation_cache()
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2 135M Instruct in float32."""
+    return jaxinfer.load("smollm2-135m", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def gemma3():
+    """Gemma 3 270M in float32."""
+    return jaxinfer.load("gemma3-270m", dtype="float32")
+
+
+@pytest.fixture(params=["smollm2", "gemma3"])
+def real(request):
+    """Each of the two real models."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def prose():
+    """Fifteen pages of plain English, about 2,750 tokens."""
+    return (Path(__file__).parent / "data" / "prose.txt").read_text()
+
+
+LLAMA = ModelConfig(
+    family="llama",
+    vocab_size=97,
+    d_model=48,
+    d_ff=80,
+    n_heads=6,
+    n_kv_heads=2,
+    head_dim=16,
+    segments=(Segment((LayerKind(),), 3),),
+    max_positions=1024,
+    tie_embeddings=False,
+)
+
+_LOCAL, _GLOBAL = LayerKind("local", Rope(10_000.0), window=8), LayerKind("global", Rope(1_000_000.0))
+
+GEMMA = LLAMA.replace(
+    family="gemma3",
+    n_heads=4,
+    n_kv_heads=1,
+    segments=(Segment((_LOCAL, _LOCAL, _GLOBAL), 2),),
+    norm_eps=1e-6,
+    activation="gelu_tanh",
+    qk_norm=True,
+    post_norms=True,
+    tie_embeddings=True,
+    embed_scale=48**0.5,
+    query_scale=0.2,
+)
+
+SEGMENTS = LLAMA.replace(
+    n_heads=4,
+    n_kv_heads=4,
+    segments=(Segment((_LOCAL, _GLOBAL), 2), Segment((_GLOBAL,), 1)),
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama():
+    """Random weights: grouped queries, one kind of layer, a head of its own."""
+    return Model.random(LLAMA)
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma():
+    """Random weights: two local layers (window 8) to one global, norms on q and k and behind, a tied head."""
+    return Model.random(GEMMA, seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_segments():
+    """Random weights: a segment of alternating layers, twice, and a segment of one layer."""
+    return Model.random(SEGMENTS, seed=2)
+
+
+@pytest.fixture(params=["tiny_llama", "tiny_gemma", "tiny_segments"])
+def tiny(request):
+    """Each of the small random models."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def ragged():
+    """Makes prompts for a small model: random token ids, a row for each length."""
+
+    def make(lengths, vocab_size=97, seed=0):
+        rng = np.random.default_rng(seed)
+        return [rng.integers(0, vocab_size, length).tolist() for length in lengths]
+
+    return make

@@ -1,0 +1,197 @@
+"""Acceptance: the greedy rule against a loop, the sampled one by the distribution of what it emits.
+
+Every statistic is Pearson's chi-square at fixed seeds. A correct rule would exceed the threshold for one seed in 100,000;
+the mutations show that a wrong rule exceeds it at this number of samples.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import chi2
+
+from jaxinfer import Sampling
+from jaxinfer.decoding.sampling import SamplingState, distribution
+from jaxinfer.decoding.verify import accept, accept_greedy, accept_sampled, draw
+
+SAMPLES = 120_000
+sampled, mixed = jax.jit(accept_sampled), jax.jit(accept)
+
+
+def excess(counts, probs):
+    """Chi-square of counts[..., V] over its threshold, given the sums of the last axis: a correct rule is below 1."""
+    counts, probs = np.atleast_2d(counts), np.atleast_2d(probs)
+    expected = counts.sum(-1, keepdims=True) * probs
+    used = expected.min(-1) >= 5  # the usual condition of the test
+    assert used.sum() >= len(used) / 2
+    statistic = np.sum((counts[used] - expected[used]) ** 2 / expected[used])
+    return statistic / chi2.isf(1e-5, used.sum() * (counts.shape[-1] - 1))
+
+
+def random_probs(seed, *shape, spread=1.0):
+    return jax.nn.softmax(spread * jax.random.normal(jax.random.key(seed), shape))
+
+
+def slow_greedy(draft, size, best):
+    n = 1
+    while n < size and draft[n] == best[n - 1]:
+        n += 1
+    return best[:n].tolist()
+
+
+@pytest.mark.parametrize("width", [1, 2, 6])
+def test_greedy_against_a_loop(width):
+    rng = np.random.default_rng(width)
+    batch, vocab = 200, 3  # a small vocabulary: long runs are accepted now and then
+    draft = rng.integers(0, vocab, (batch, width))
+    size = rng.integers(1, width + 1, batch)
+    logits = rng.normal(size=(batch, width, vocab)).astype(np.float32)
+    right = rng.random((batch, width - 1)) < 0.7
+    draft[:, 1:] = np.where(right, logits.argmax(-1)[:, :-1], draft[:, 1:])
+    emit, n = jax.jit(accept_greedy)(draft, size, logits)
+    expected = [slow_greedy(*row) for row in zip(draft, size, logits.argmax(-1), strict=True)]
+    assert [e[:m].tolist() for e, m in zip(np.asarray(emit), n, strict=True)] == expected
+    assert set(n.tolist()) == set(range(1, width + 1))
+
+
+class Trial:
+    """A rule run on many drafts of width 3. The target's later columns depend on the guesses before them."""
+
+    def __init__(self, vocab, proposal, *, seed=0, drawn_from=None):
+        """proposal: None for fixed guesses, or probs[V] behind both guesses; drawn_from: what they truly come from."""
+        self.vocab = vocab
+        self.first = random_probs(1, vocab)
+        self.second = random_probs(2, vocab, vocab)  # by the first guess
+        self.third = random_probs(3, vocab, vocab, vocab)  # by both guesses
+        keys = jax.random.split(jax.random.key(seed), 3)
+        rows = jax.random.split(keys[0], SAMPLES)
+        if proposal is None:
+            guesses = jnp.broadcast_to(jnp.array([2, vocab - 1]), (SAMPLES, 2))
+            behind = None
+        else:
+            source = proposal if drawn_from is None else drawn_from
+            guesses = jax.random.categorical(keys[1], jnp.log(source), shape=(SAMPLES, 2))
+            behind = jnp.broadcast_to(proposal, (SAMPLES, 3, vocab))
+        draft = jnp.concatenate([jnp.zeros((SAMPLES, 1), jnp.int32), guesses.astype(jnp.int32)], axis=1)
+        self.size = (
+            np.arange(SAMPLES) % 4 % 3 + 1
+        )  # 1, 2, 3, 1: ragged, and the settled rows still draw from the target
+        target = jnp.stack(
+            [
+                jnp.broadcast_to(self.first, (SAMPLES, vocab)),
+                self.second[draft[:, 1]],
+                self.third[draft[:, 1], draft[:, 2]],
+            ],
+            axis=1,
+        )
+        emit, n = sampled(draft, jnp.asarray(self.size), target, rows, behind)
+        self.emit, self.n = np.asarray(emit), np.asarray(n)
+        self.draft = np.asarray(draft)
+
+    def excesses(self):
+        """Of the first token, of the second after an accepted first, of the third after two: each over its threshold."""
+        first = np.bincount(self.emit[:, 0], minlength=self.vocab)
+        second = np.zeros((self.vocab, self.vocab))
+        two = self.n >= 2
+        np.add.at(second, (self.emit[two, 0], self.emit[two, 1]), 1)
+        third = np.zeros((self.vocab,) * 3)
+        three = self.n == 3
+        np.add.at(third, tuple(self.emit[three].T), 1)
+        results = [excess(first, self.first)]
+        for counts, probs in [(second, self.second), (third, self.third)]:
+            counts, probs = counts.reshape(-1, self.vocab), np.asarray(probs).reshape(-1, self.vocab)
+            often = counts.sum(-1) * probs.min(-1) >= 5
+            results.append(excess(counts[often], probs[often]))
+        return results
+
+
+@pytest.mark.parametrize("vocab", [8, 16])
+@pytest.mark.parametrize("kind", ["point mass", "random", "sparse"])
+def test_what_is_emitted_is_distributed_as_the_target(kind, vocab):
+    proposal = {
+        "point mass": None,
+        "random": random_probs(9, vocab),
+        "sparse": random_probs(9, vocab) * (jnp.arange(vocab) % 2),  # never proposes half of the vocabulary
+    }[kind]
+    if kind == "sparse":
+        proposal = proposal / proposal.sum()
+    trial = Trial(vocab, proposal)
+    assert max(trial.excesses()) < 1
+    assert (trial.n >= 1).all()
+    assert (trial.n <= trial.size).all()
+    for n in (1, 2, 3):  # all of it happens
+        assert ((trial.n == n) & (trial.size == 3)).sum() > 50
+    accepted = np.arange(1, 3) < trial.n[:, None]
+    np.testing.assert_array_equal(trial.emit[:, :2][accepted], trial.draft[:, 1:][accepted])
+
+
+@pytest.mark.parametrize("vocab", [8, 16])
+def test_acceptance_is_as_likely_as_the_distributions_overlap(vocab):
+    """P(accept) = sum of min(p, q) (Leviathan et al. 2023, Theorem 3.5)."""
+    q = random_probs(9, vocab)
+    trial = Trial(vocab, q)
+    rate = (trial.n >= 2)[trial.size >= 2].mean()
+    expected = float(jnp.minimum(trial.first, q).sum())
+    assert abs(rate - expected) < 5 * np.sqrt(expected * (1 - expected) / (trial.size >= 2).sum())
+
+
+@pytest.mark.parametrize("vocab", [8, 16])
+def test_a_perfect_proposal_is_always_accepted(vocab):
+    p = random_probs(5, vocab, spread=3.0)
+    guesses = jax.random.categorical(jax.random.key(0), jnp.log(p), shape=(SAMPLES, 3)).astype(jnp.int32)
+    same = jnp.broadcast_to(p, (SAMPLES, 3, vocab))
+    emit, n = sampled(guesses, jnp.full(SAMPLES, 3), same, jax.random.split(jax.random.key(1), SAMPLES), same)
+    assert (n == 3).all()
+    np.testing.assert_array_equal(emit[:, :2], guesses[:, 1:])
+    assert excess(np.bincount(emit[:, 2], minlength=vocab), p) < 1
+
+
+@pytest.mark.parametrize("vocab", [8, 16])
+@pytest.mark.parametrize("kind", ["point mass", "random"])
+def test_the_statistic_notices_a_redraw_from_the_target_instead_of_the_residual(kind, vocab):
+    trial = Trial(vocab, None if kind == "point mass" else random_probs(9, vocab))
+    rejected = (trial.n == 1) & (trial.size > 1)
+    again = draw(jax.random.split(jax.random.key(7), SAMPLES), jnp.broadcast_to(trial.first, (SAMPLES, vocab)))
+    trial.emit[:, 0] = np.where(rejected, again, trial.emit[:, 0])
+    assert trial.excesses()[0] > 2
+
+
+@pytest.mark.parametrize("vocab", [8, 16])
+def test_the_statistic_notices_a_draft_drawn_at_another_temperature(vocab):
+    q = random_probs(9, vocab)
+    hot = jax.nn.softmax(jnp.log(q) / 1.5)
+    assert Trial(vocab, q, drawn_from=hot).excesses()[0] > 2
+
+
+def test_a_row_emits_the_same_whatever_its_neighbours():
+    target, draft = random_probs(4, 5, 3, 8), jnp.array([[0, 3, 5]] * 5)
+    keys = jax.random.split(jax.random.key(3), 5)
+    together = sampled(draft, jnp.array([3, 2, 1, 3, 3]), target, keys)
+    alone = sampled(draft[1:2], jnp.array([2]), target[1:2], keys[1:2])
+    assert together.n[1] == alone.n[0]
+    np.testing.assert_array_equal(together.emit[1, : alone.n[0]], alone.emit[0, : alone.n[0]])
+
+
+@pytest.mark.parametrize("cold", ["half", "all"])
+def test_rows_at_temperature_zero_are_greedy(cold):
+    rng = np.random.default_rng(0)
+    batch, width, vocab = 400, 4, 6
+    temperature = np.where((np.arange(batch) % 2 == 0) | (cold == "all"), 0.0, 0.8)
+    sampling = SamplingState.of(Sampling(temperature=temperature.tolist(), top_k=5), [[0]] * batch, vocab)
+    logits = rng.normal(size=(batch, width, vocab)).astype(np.float32)
+    draft = rng.integers(0, vocab, (batch, width))
+    draft[:, 1:] = np.where(rng.random((batch, width - 1)) < 0.7, logits.argmax(-1)[:, :-1], draft[:, 1:])
+    size = rng.integers(1, width + 1, batch)
+    keys = jax.random.split(jax.random.key(0), batch)
+    emit, n = (np.asarray(x) for x in mixed(sampling, draft, size, logits, keys))
+    emit_warm, n_warm = (np.asarray(x) for x in sampled(draft, size, distribution(sampling, logits), keys))
+    greedy = 0
+    for row in range(batch):
+        got = emit[row, : n[row]].tolist()
+        expected = slow_greedy(draft[row], size[row], logits[row].argmax(-1))
+        if temperature[row] == 0:
+            assert got == expected
+        else:
+            assert got == emit_warm[row, : n_warm[row]].tolist()
+            greedy += got == expected
+    assert greedy < (temperature > 0).sum() * 0.9 or cold == "all"  # the warm rows did sample

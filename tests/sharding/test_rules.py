@@ -1,0 +1,92 @@
+"""Logical axes on a mesh: the rules, and a model spread over eight virtual devices."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec
+
+from jaxinfer.model import abstract_params, param_axes
+from jaxinfer.sharding import DATA_TENSOR, Rules
+
+
+class Wide:
+    """A mesh of 2 x 4, as far as rules look at one."""
+
+    shape = {"data": 2, "tensor": 4}
+
+
+def test_axes_map_by_the_table_and_unknown_ones_are_replicated():
+    spec = DATA_TENSOR.spec(("batch", "tokens", "mlp"), (4, 7, 16), Wide)
+    assert spec == PartitionSpec("data", None, "tensor")
+
+
+def test_a_dimension_that_does_not_divide_is_replicated():
+    assert DATA_TENSOR.spec(("layers", "embed", "heads", "head_dim"), (2, 8, 9, 64), Wide) == PartitionSpec(*[None] * 4)
+    assert DATA_TENSOR.spec(("embed", "heads"), (8, 12), Wide) == PartitionSpec(None, "tensor")
+
+
+def test_a_mesh_axis_used_twice_is_an_error():
+    twice = Rules("twice", (("heads", "tensor"), ("mlp", "tensor")))
+    with pytest.raises(ValueError, match="twice.*same mesh axis"):
+        twice.spec(("heads", "mlp"), (4, 4), Wide)
+
+
+def test_every_parameter_names_every_axis(tiny):
+    axes = jax.tree.leaves(param_axes(tiny.config), is_leaf=lambda x: isinstance(x, tuple))
+    shapes = jax.tree.leaves(abstract_params(tiny.config, "float32"))
+    assert len(axes) == len(shapes)
+    for names, leaf in zip(axes, shapes, strict=True):
+        assert len(names) == leaf.ndim
+        assert all(names)
+
+
+ON_EIGHT_DEVICES = """
+import jax, numpy as np
+from jax.sharding import Mesh
+from jaxinfer import Dense, Greedy, LayerKind, Lookup, Model, ModelConfig, Sample, Sampling, Segment, Window
+assert len(jax.devices()) == 8
+local, whole = LayerKind("local", window=8), LayerKind()
+divisible = ModelConfig("llama", 96, 32, 64, 8, 4, 8, (Segment((local, whole), 2),), 256, qk_norm=True)
+odd = ModelConfig("llama", 97, 36, 60, 9, 3, 4, (Segment((whole,), 2),), 256, tie_embeddings=False)
+rng = np.random.default_rng(0)
+prompts = [rng.integers(0, 96, n).tolist() for n in (20, 3, 7, 11)]
+for cfg in (divisible, odd):
+    model = Model.random(cfg)
+    for shape in ((2, 4), (4, 2)):
+        spread = model.shard(Mesh(np.array(jax.devices()).reshape(shape), ("data", "tensor")))
+        if cfg is divisible:
+            tensor = shape[1]
+            up = spread.params["segment_0"]["layer_0"]["mlp"]["up"]["kernel"]
+            assert up.addressable_shards[0].data.shape == (2, 64 // tensor, 32), up.sharding
+            embedding = spread.params["embed"]["embedding"]
+            assert embedding.addressable_shards[0].data.shape == (96 // tensor, 32)
+            cache = spread.target.empty_cache(Window(), 4, 128)
+            k = cache.stores["global"].k
+            assert k.addressable_shards[0].data.shape == (2, 4 // shape[0], 4 // tensor, 128, 8), k.sharding
+        for method in (Greedy(), Lookup(width=4)):
+            options = dict(max_new_tokens=24, method=method, policy=Window())
+            expected = model.generate(prompts, **options)
+            for _ in range(2):
+                found = spread.generate(prompts, **options)
+                assert found.tokens == expected.tokens, (cfg.n_heads, shape, method)
+        drawn = dict(max_new_tokens=12, method=Sample(), sampling=Sampling(temperature=0.9, top_p=0.95), seed=3)
+        assert spread.generate(prompts, **drawn).tokens == model.generate(prompts, **drawn).tokens
+        np.testing.assert_allclose(
+            spread.logits([prompts[0]] * 4), model.logits([prompts[0]] * 4), rtol=0, atol=1e-4
+        )
+print("equal")
+"""
+
+
+def test_eight_devices_give_the_tokens_of_one():
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", ON_EIGHT_DEVICES], env=env, cwd=root, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.endswith("equal\n")

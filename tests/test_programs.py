@@ -1,0 +1,92 @@
+"""What is compiled, how often, and how much memory it takes."""
+
+import jax
+import pytest
+
+from jaxinfer import METHODS, POLICIES, Dense, Greedy, LayerKind, Lookup, Model, ModelConfig, Sample, Sampling, Segment
+from jaxinfer import programs
+from jaxinfer.generation import Generation
+
+
+@pytest.fixture
+def traces():
+    """The trace counter, with every program forgotten."""
+    programs.clear()
+    programs.TRACES.clear()
+    return programs.TRACES
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_one_trace_whatever_the_prompts_the_sampling_and_the_limits(tiny_gemma, ragged, traces, method, policy):
+    settings = [None] if method is Greedy else [Sampling(temperature=t, top_p=p) for t, p in ((0.0, 1.0), (0.8, 0.9))]
+    for lengths, limit, seed in (((9, 16, 2), 20, 0), ((1, 3, 12), [1, 30, 7], 5), ((14, 14, 14), 2, 9)):
+        for sampling in settings:
+            prompts = ragged(lengths, seed=seed)
+            tiny_gemma.generate(
+                prompts, max_new_tokens=limit, method=method(), policy=policy(), sampling=sampling, seed=seed
+            )
+    assert traces["decode"] == 1
+    assert traces["prefill"] == 1  # all of them fit in the smallest chunk
+
+
+def test_another_bucket_or_batch_is_traced_once_more(tiny_llama, ragged, traces):
+    for _ in range(2):
+        tiny_llama.generate(ragged((5,)), max_new_tokens=8)
+        tiny_llama.generate(ragged((5, 5)), max_new_tokens=8)
+        tiny_llama.generate(ragged((5,)), max_new_tokens=200)
+    assert traces["decode"] == 3
+
+
+def _decode_memory(model, prompts, method, policy):
+    sampling = Sampling(temperature=0.0)
+    generation = Generation(model.target, prompts, [8] * 3, method, policy, sampling, [0] * 3, (), False)
+    generation.advance(1)
+    return generation.temp_bytes, generation.cache_bytes
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("method", [Greedy(), Sample(), Lookup(width=4)], ids=lambda m: type(m).__name__)
+def test_the_cache_is_never_copied(tiny_gemma, ragged, method, policy):
+    prompts = ragged((3, 9, 1))
+    small, small_cache = _decode_memory(tiny_gemma, prompts, method, policy(capacity=256))
+    large, large_cache = _decode_memory(tiny_gemma, prompts, method, policy(capacity=8192))
+    one_buffer = 2 * 3 * 1 * 8192 * 16 * 4  # the keys of the two global layers, as they grow: 2.25 MiB
+    assert large_cache - small_cache > one_buffer
+    # Masks and the bound of the loop read the positions, 4 bytes a slot and row; keys and values would be far more.
+    assert large - small <= 4 * (3 * 8192 * 4)
+
+
+def _compile_seconds(n_layers: int) -> float:
+    cfg = ModelConfig("llama", 97, 64, 128, 4, 2, 16, (Segment((LayerKind(),), n_layers),), 512)
+    model = Model.random(cfg)
+    programs.clear()
+    return model.generate([list(range(20))], max_new_tokens=4).stats.seconds["compile"]
+
+
+def test_compile_time_does_not_grow_with_depth():
+    kept = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        _compile_seconds(2)  # what only the first compilation of a process pays
+        shallow, deep = zip(*((_compile_seconds(4), _compile_seconds(64)) for _ in range(3)), strict=True)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", kept)
+        programs.clear()
+    assert min(shallow) > 0.2  # it was compiled, not fetched
+    assert min(deep) <= 1.3 * min(shallow)
+
+
+def test_large_layers_are_views_that_share_memory():
+    cfg = ModelConfig("llama", 97, 512, 1024, 8, 4, 64, (Segment((LayerKind(),), 3),), 512)
+    model = Model.random(cfg)
+    up = model.target.step_params["segment_0"]["layer_0"]["mlp"]["up"]["kernel"]
+    stacked = model.params["segment_0"]["layer_0"]["mlp"]["up"]["kernel"]
+    assert [x.unsafe_buffer_pointer() for x in up.layers] == [
+        stacked.unsafe_buffer_pointer() + i * 1024 * 512 * 4 for i in range(3)
+    ]
+    prompts = [[1, 2, 3, 4, 5], [6]]
+    scanned = Model(cfg, model.params, separate_layers=False)
+    assert scanned.target.step_params is scanned.params
+    separate, whole = (m.generate(prompts, max_new_tokens=24, policy=Dense()).tokens for m in (model, scanned))
+    assert separate == whole
