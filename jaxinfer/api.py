@@ -170,7 +170,9 @@ class Model:
             raise InputError("no prompts: give at least one")
         ids = [self.encode(p, f"prompt {i}" if len(prompts) > 1 else "prompt") for i, p in enumerate(prompts)]
         limits = _per_row(max_new_tokens, len(ids), "max_new_tokens", least=1)
-        seeds = [*range(seed, seed + len(ids))] if isinstance(seed, int) else _per_row(seed, len(ids), "seed", least=0)
+        seeds = _per_row(seed, len(ids), "seed", least=0)
+        if isinstance(seed, int):
+            seeds = [seed + row for row in range(len(ids))]
         method = method or (Greedy() if sampling is None else Sample())
         if sampling is not None and not method.samples and sampling != Sampling(temperature=0.0):
             raise InputError(f"method {type(method).__name__} takes no sampling: use Sample, or leave sampling out")

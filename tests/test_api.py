@@ -125,9 +125,10 @@ def test_a_stop_token_ends_a_row_and_is_its_last(smollm2):
 
 def test_the_text_of_a_prompt_and_its_tokens_give_the_same(smollm2):
     text = "The sea"
-    assert smollm2.generate(text, max_new_tokens=8).tokens == smollm2.generate(
-        [smollm2.encode(text)], max_new_tokens=8
-    ).tokens
+    assert (
+        smollm2.generate(text, max_new_tokens=8).tokens
+        == smollm2.generate([smollm2.encode(text)], max_new_tokens=8).tokens
+    )
 
 
 def test_logits_refuse_what_is_not_a_batch_of_tokens(tiny_llama):

@@ -1,4 +1,4 @@
-"""What the documents show works: their code runs, their commands are the ones that are tested, their links lead somewhere."""
+"""What the documents show works: their code runs, their commands are tested, their links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,9 @@ def python_blocks(path):
 
 def defined(name):
     """What CONTRIBUTING.md defines under this name."""
-    block = next(block for block in python_blocks(ROOT / "CONTRIBUTING.md") if re.search(rf"^(class )?{name}\b", block, re.M))
+    block = next(
+        block for block in python_blocks(ROOT / "CONTRIBUTING.md") if re.search(rf"^(class )?{name}\b", block, re.M)
+    )
     # Dataclasses look their module up by name.
     scope = {"__name__": __name__}
     exec(block, scope)
@@ -33,7 +35,9 @@ def test_method_of_the_guide_is_lossless(tiny, ragged, policy):
     greedy = tiny.generate(prompts, max_new_tokens=24, policy=policy)
     drafted = tiny.generate(prompts, max_new_tokens=24, policy=policy, method=defined("Repeat")())
     assert drafted.tokens == greedy.tokens
-    assert all(proposed == 3 * steps for proposed, steps in zip(drafted.stats.proposed, drafted.stats.steps, strict=True))
+    assert all(
+        proposed == 3 * steps for proposed, steps in zip(drafted.stats.proposed, drafted.stats.steps, strict=True)
+    )
 
 
 def test_policy_of_the_guide_halves_the_cache_and_stays_close(tiny_gemma, ragged):
@@ -101,6 +105,10 @@ def test_links_lead_somewhere(path):
 
 
 def test_configs_that_documents_name_exist():
-    named = {name for path in DOCUMENTS for name in re.findall(r"(?:configs|experiments)/[\w.]+\.(?:yaml|py)", path.read_text())}
+    named = {
+        name
+        for path in DOCUMENTS
+        for name in re.findall(r"(?:configs|experiments)/[\w.]+\.(?:yaml|py)", path.read_text())
+    }
     assert named
     assert all((ROOT / name).is_file() for name in named)

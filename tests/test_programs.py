@@ -3,8 +3,21 @@
 import jax
 import pytest
 
-from jaxinfer import METHODS, POLICIES, Dense, Greedy, LayerKind, Lookup, Model, ModelConfig, Sample, Sampling, Segment
-from jaxinfer import programs
+from jaxinfer import (
+    METHODS,
+    POLICIES,
+    Dense,
+    Greedy,
+    LayerKind,
+    Lookup,
+    Model,
+    ModelConfig,
+    Sample,
+    Sampling,
+    Segment,
+    Window,
+    programs,
+)
 from jaxinfer.generation import Generation
 
 
@@ -45,8 +58,7 @@ def _decode_memory(model, prompts, method, policy):
     return generation.temp_bytes, generation.cache_bytes
 
 
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-@pytest.mark.parametrize("method", [Greedy(), Sample(), Lookup(width=4)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(("method", "policy"), [(Greedy(), Dense), (Sample(), Window), (Lookup(width=4), Window)])
 def test_the_cache_is_never_copied(tiny_gemma, ragged, method, policy):
     prompts = ragged((3, 9, 1))
     small, small_cache = _decode_memory(tiny_gemma, prompts, method, policy(capacity=256))
@@ -69,7 +81,7 @@ def test_compile_time_does_not_grow_with_depth():
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         _compile_seconds(2)  # what only the first compilation of a process pays
-        shallow, deep = zip(*((_compile_seconds(4), _compile_seconds(64)) for _ in range(3)), strict=True)
+        shallow, deep = zip(*((_compile_seconds(4), _compile_seconds(64)) for _ in range(2)), strict=True)
     finally:
         jax.config.update("jax_enable_compilation_cache", kept)
         programs.clear()

@@ -1,8 +1,8 @@
 """The two real models in transformers on torch: the reference that logits, texts and perplexities are held to.
 
-Nothing of `jaxinfer.checkpoint`'s mapping is used. The configurations are written out below from the models' cards, the
-tensors' names and layouts from llama.cpp's converter, and the numbers come from the gguf package's dequantization. (The
-result equals what transformers' own GGUF loader gives, tensor for tensor; that one takes two minutes for Gemma's vocabulary.)
+Nothing of `jaxinfer.checkpoint`'s mapping is used. The configurations are written out below, the tensors' names and
+layouts are those of llama.cpp's converter, and the numbers come from the gguf package's dequantization. (The result is
+what transformers' own GGUF loader gives, to the bit; but that one takes two minutes over Gemma's vocabulary.)
 """
 
 from collections.abc import Callable, Iterator

@@ -8,6 +8,7 @@ sort would give, bit by bit: 32 sums over the vocabulary instead of a sort, and 
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,8 +90,9 @@ class SamplingState:
         in_prompt = np.zeros((batch, vocab_size), bool)
         for row, prompt in enumerate(prompts):
             in_prompt[row, np.asarray(prompt)] = True
-        settings = {name: sampling.rows(name, batch) for name in RANGES}
-        return cls(**settings, in_prompt=in_prompt, counts=np.zeros((batch, vocab_size), np.int32))
+        fields: dict[str, Any] = {name: sampling.rows(name, batch) for name in RANGES}
+        fields |= {"in_prompt": in_prompt, "counts": np.zeros((batch, vocab_size), np.int32)}
+        return cls(**fields)
 
 
 def observe(state: SamplingState, emit: jax.Array, n: jax.Array) -> SamplingState:

@@ -57,7 +57,7 @@ def state_of(prompts=None, batch=1, vocab=VOCAB, **fields):
 
 @PROPERTY
 @given(
-    # Few values, so that ties are the rule; infinities and the largest floats among them. Adding 0.0 drops the sign of -0.0.
+    # Few values, so that ties are the rule; infinities and the largest floats among them. Adding 0.0 drops -0.0's sign.
     st.lists(st.sampled_from([-np.inf, -3.4e38, -2.0, -1e-30, 0.0, 1e-30, 1.5, 2.0, 3.4e38]), min_size=9, max_size=9),
     st.integers(0, 2**31 - 1) | st.integers(0, 10),
 )

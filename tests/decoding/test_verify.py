@@ -1,7 +1,7 @@
 """Acceptance: the greedy rule against a loop, the sampled one by the distribution of what it emits.
 
-Every statistic is Pearson's chi-square at fixed seeds. A correct rule would exceed the threshold for one seed in 100,000;
-the mutations show that a wrong rule exceeds it at this number of samples.
+Every statistic is Pearson's chi-square at fixed seeds. A correct rule would exceed the threshold for one seed in
+100,000; the mutations show that a wrong rule exceeds it at this number of samples.
 """
 
 import jax
@@ -89,7 +89,7 @@ class Trial:
         self.draft = np.asarray(draft)
 
     def excesses(self):
-        """Of the first token, of the second after an accepted first, of the third after two: each over its threshold."""
+        """Of the first token, the second after an accepted first, the third after two: each over its threshold."""
         first = np.bincount(self.emit[:, 0], minlength=self.vocab)
         second = np.zeros((self.vocab, self.vocab))
         two = self.n >= 2

@@ -1,0 +1,153 @@
+"""Lossless means equal: every method, under every policy, gives each row the tokens that greedy gives it alone."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinfer import METHODS, POLICIES, Dense, Greedy, Lookup, Sampling, Window
+from jaxinfer.engine import forward, logits_of
+
+COLD = Sampling(temperature=0.0)
+VARIANTS = [*(method() for method in METHODS.values()), Lookup(2, 1), Lookup(16, 2), Lookup(5, 4, 2)]
+LENGTHS = (1, 2, 5, 9, 30, 33, 64, 100)
+NEW = 100
+
+
+def generate(model, prompts, method, **options):
+    sampling = COLD if method.samples else None
+    return model.generate(prompts, method=method, sampling=sampling, **options)
+
+
+@pytest.fixture(scope="module")
+def greedy():
+    """Greedy under Dense, all rows in one batch: kept, for many tests compare with it."""
+    kept = {}
+
+    def of(model, prompts, new):
+        key = (model.config, str(prompts), str(new))
+        if key not in kept:
+            kept[key] = model.generate(prompts, max_new_tokens=new, method=Greedy(), policy=Dense()).tokens
+        return kept[key]
+
+    return of
+
+
+def is_most_likely(model, prompt, new):
+    """Whether each new token has the largest logit in one forward over the whole text, without a cache.
+
+    Up to rounding: random weights give near ties.
+    """
+
+    @jax.jit
+    def logits(params, tokens):
+        positions = jnp.arange(tokens.shape[1])[None]
+        output = forward(model.network, params, tokens, positions, Dense().init(model.config, 1, 1, jnp.float32))
+        return logits_of(model.network, params, output.hidden)[0]
+
+    text = np.zeros((1, 640), np.int32)
+    text[0, : len(prompt) + len(new)] = prompt + new
+    rows = np.asarray(logits(model.params, text))[len(prompt) - 1 : len(prompt) + len(new) - 1]
+    return bool((rows[np.arange(len(new)), new] >= rows.max(axis=1) - 1e-4).all())
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("method", VARIANTS, ids=str)
+def test_a_ragged_batch(tiny, ragged, greedy, method, policy):
+    prompts = ragged(LENGTHS)
+    result = generate(tiny, prompts, method, policy=policy(), max_new_tokens=NEW)
+    assert result.tokens == greedy(tiny, prompts, NEW)
+    assert (result.stats.tokens_per_step > 1.1) == isinstance(method, Lookup)  # else it shows nothing
+    others = ragged(reversed(LENGTHS), seed=1)  # the same programs, other lengths in every row
+    limits = [NEW, 3, 20, 1, 7, NEW, 11, 2]
+    again = generate(tiny, others, method, policy=policy(), max_new_tokens=limits)
+    whole = greedy(tiny, others, NEW)
+    assert again.tokens == [row[:limit] for row, limit in zip(whole, limits, strict=True)]
+
+
+@pytest.mark.parametrize("method", [Greedy(), Lookup()], ids=str)
+def test_a_row_in_a_batch_is_the_row_alone(tiny, ragged, greedy, method):
+    prompts = ragged(LENGTHS)
+    together = greedy(tiny, prompts, NEW)
+    for row in (0, 3, 7):
+        assert generate(tiny, [prompts[row]], method, max_new_tokens=NEW).tokens == [together[row]]
+    three = [prompts[row] for row in (6, 0, 2)]
+    assert generate(tiny, three, method, max_new_tokens=NEW).tokens == [together[row] for row in (6, 0, 2)]
+
+
+EDGES = (1, 15, 16, 17, 127, 128, 129, 512, 513)
+
+
+def test_prompts_at_the_edges_of_chunks(tiny, ragged, greedy):
+    """In a batch and alone a prompt is cut into other chunks; without a cache into none."""
+    prompts = ragged(EDGES)
+    together = greedy(tiny, prompts, NEW)
+    for prompt, new in zip(prompts, together, strict=True):
+        assert len(new) == NEW
+        assert is_most_likely(tiny, prompt, new)
+    for method in (Greedy(), Lookup()):
+        for row in (3, 5, 8):
+            assert generate(tiny, [prompts[row]], method, max_new_tokens=NEW).tokens == [together[row]]
+
+
+@pytest.mark.parametrize("method", [method() for method in METHODS.values()], ids=METHODS)
+def test_one_new_token(tiny_gemma, ragged, greedy, method):
+    prompts = ragged(LENGTHS)
+    result = generate(tiny_gemma, prompts, method, max_new_tokens=1)
+    assert result.tokens == [row[:1] for row in greedy(tiny_gemma, prompts, NEW)]
+    assert result.stats.steps == [1] * len(prompts)
+    assert result.stats.accepted == [0] * len(prompts)
+
+
+@pytest.mark.parametrize("method", [method() for method in METHODS.values()], ids=METHODS)
+def test_a_stop_token_within_an_accepted_run(tiny_gemma, ragged, greedy, method):
+    """Each of several tokens stops: a row ends behind the first of them, however many were accepted with it."""
+    prompts = ragged(LENGTHS)
+    free = greedy(tiny_gemma, prompts, NEW)
+    stops = {row[n] for row, n in zip(free, (40, 41, 55, 12), strict=False)}
+    tokenizer = SimpleNamespace(stop_ids=tuple(stops), decode=str)
+    model = dataclasses.replace(tiny_gemma, tokenizer=tokenizer)
+    result = generate(model, prompts, method, max_new_tokens=NEW)
+    ends = [next((n + 1 for n, token in enumerate(row) if token in stops), NEW) for row in free]
+    assert result.tokens == [row[:end] for row, end in zip(free, ends, strict=True)]
+    assert len(set(ends)) > 2
+    assert result.stats.emitted == ends
+    if isinstance(method, Lookup):
+        longer = generate(tiny_gemma, prompts, method, max_new_tokens=NEW)
+        assert sum(result.stats.accepted) > 0
+        assert sum(result.stats.steps) < sum(longer.stats.steps)
+
+
+TEXTS = (
+    "apples, pears, plums, apples, pears, plums, apples, pears,",
+    "The first man to walk on the Moon was",
+    "def add(a, b):\n    return a + b\n\ndef subtract(a, b):\n    return a - b\n\ndef multiply(",
+    "A",
+    "1. one\n2. two\n3. three\n4. four\n5. five\n6.",
+    "She said that she would come, and then she said that she would not come, and then she said",
+    "<item>red</item><item>green</item><item>blue</item><item>",
+    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday Monday Tuesday",
+)
+
+
+@pytest.mark.parametrize(
+    ("rows", "method", "policy"),
+    [
+        (range(8), Lookup(width=8, ngram=3), Window()),
+        (range(3), Lookup(width=4, ngram=2), Dense()),
+        (range(2, 5), Lookup(width=4, ngram=2), Dense()),  # the same programs
+        ([5], Lookup(width=16, ngram=4), Window()),
+        ([0], Lookup(width=16, ngram=4), Window()),
+        ([6], Greedy(), Dense()),
+    ],
+    ids=str,
+)
+def test_real_models(real, greedy, rows, method, policy):
+    prompts = [real.encode(text) for text in TEXTS]
+    expected = greedy(real, prompts, 48)
+    result = generate(real, [prompts[row] for row in rows], method, policy=policy, max_new_tokens=48)
+    assert result.tokens == [expected[row] for row in rows]
+    assert (result.stats.tokens_per_step > 1.1) == isinstance(method, Lookup)
