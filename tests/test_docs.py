@@ -30,10 +30,10 @@ def defined(name):
 
 
 @pytest.mark.parametrize("policy", [jaxinfer.Dense(), jaxinfer.Window()])
-def test_method_of_the_guide_is_lossless(tiny, ragged, policy):
+def test_method_of_the_guide_is_lossless(tiny_gemma, ragged, policy):
     prompts = ragged([20, 3, 1])
-    greedy = tiny.generate(prompts, max_new_tokens=24, policy=policy)
-    drafted = tiny.generate(prompts, max_new_tokens=24, policy=policy, method=defined("Repeat")())
+    greedy = tiny_gemma.generate(prompts, max_new_tokens=24, policy=policy)
+    drafted = tiny_gemma.generate(prompts, max_new_tokens=24, policy=policy, method=defined("Repeat")())
     assert drafted.tokens == greedy.tokens
     assert all(
         proposed == 3 * steps for proposed, steps in zip(drafted.stats.proposed, drafted.stats.steps, strict=True)

@@ -117,9 +117,9 @@ def test_a_manifest_that_does_not_fit(saved):
         ({"config": "llama"}, r"jaxinfer.json: the configuration does not fit"),
         (
             {"config": config | {"d_ff": 500}},
-            r"'segment_0/layer_0/mlp/down/kernel' has shape .*, expected \(2, 500, 256\)",
+            r"'segment_0/layer_0/mlp/down/kernel' has shape .*, expected \(2, 256, 500\)",
         ),
-        ({"config": config | {"tie_embeddings": False}}, r"parameter 'head/kernel' of shape \(256, 64\) is missing"),
+        ({"config": config | {"tie_embeddings": False}}, r"parameter 'head/kernel' of shape \(64, 256\) is missing"),
         ({"config": config | {"tie_embeddings": True}}, None),
     ]:
         before = manifest.read_text()
