@@ -131,7 +131,8 @@ def distribution(state: SamplingState, logits: jax.Array) -> jax.Array:
     """
     best = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=jnp.float32)
     greedy = _column(state.temperature) == 0
-    scaled = logits / jnp.where(greedy, 1.0, _column(state.temperature))
+    below = logits - jnp.max(logits, axis=-1, keepdims=True)  # at most 0: no temperature makes the largest overflow
+    scaled = below / jnp.where(greedy, 1.0, _column(state.temperature))
     scaled = jax.lax.cond(jnp.any(state.top_k > 0), lambda x: keep_top_k(x, state.top_k[:, None]), lambda x: x, scaled)
     probs = jax.nn.softmax(scaled, axis=-1)
     probs = jax.lax.cond(jnp.any(state.top_p < 1), lambda p: keep_top_p(p, state.top_p[:, None]), lambda p: p, probs)
@@ -159,8 +160,8 @@ def keep_top_p(probs: jax.Array, p: jax.Array) -> jax.Array:
 
 
 def _ordered_bits(x: jax.Array) -> jax.Array:
-    """float32 -> uint32 in the same order."""
-    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    """float32 -> uint32 in the same order, -0.0 with 0.0."""
+    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x).astype(jnp.float32), jnp.uint32)
     return bits ^ jnp.where(bits >> 31 == 1, jnp.uint32(0xFFFFFFFF), jnp.uint32(0x80000000))
 
 

@@ -246,3 +246,13 @@ def test_bad_values_name_their_field(field, value):
 def test_a_list_of_another_length_names_its_field(field):
     with pytest.raises(InputError, match=f"{field} has 2 values for 3 prompts"):
         SamplingState.of(Sampling(**{field: [1, 1]}), [[1], [2], [3]], VOCAB)
+
+
+def test_no_temperature_overflows():
+    logits = np.array([[[1.0, 9.0, -4.0]], [[1.0, 3e38, -4.0]]], np.float32)
+    probs = np.asarray(distribute(state_of(batch=2, temperature=[2e-38, 0.5]), logits))
+    np.testing.assert_array_equal(probs[:, 0], [[0, 1, 0], [0, 1, 0]])
+
+
+def test_zeros_of_both_signs_are_a_tie():
+    np.testing.assert_array_equal(keep_top_k(np.float32([[0.0, -0.0, -1.0]]), np.int32([1])), [[0.0, -0.0, -np.inf]])
