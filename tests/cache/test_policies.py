@@ -105,7 +105,7 @@ def test_commits_by_hand(policy):
 
 
 @pytest.mark.parametrize("policy", EXACT, ids=str)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_series_of_commits(policy, data):
     mirror = Mirror(policy, batch=2, capacity=1024)
