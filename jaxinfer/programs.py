@@ -18,7 +18,8 @@ from jaxinfer.caching import cache_dir
 TRACES: collections.Counter[str] = collections.Counter()
 """How often each function was traced, by name. Tests hold it to one trace a (method, policy, bucket)."""
 
-_PROGRAMS: dict[Any, "Program"] = {}
+_KEPT = 256  # programs: each holds a dozen memory maps or more, of which Linux gives a process 65,530
+_PROGRAMS: collections.OrderedDict[Any, "Program"] = collections.OrderedDict()  # the one used last comes last
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def program(
     forms = tuple((x.shape, x.dtype, getattr(x, "sharding", None) if layout else None) for x in leaves)
     key = (fun, static, tree, forms, layout)
     if key in _PROGRAMS:
+        _PROGRAMS.move_to_end(key)
         return _PROGRAMS[key], False
 
     def traced(*dynamic):
@@ -67,6 +69,8 @@ def program(
     memory = compiled.memory_analysis()
     temp_bytes = memory.temp_size_in_bytes if memory is not None else 0
     _PROGRAMS[key] = Program(compiled, seconds, temp_bytes, compiled)
+    if len(_PROGRAMS) > _KEPT:
+        _PROGRAMS.popitem(last=False)
     return _PROGRAMS[key], True
 
 

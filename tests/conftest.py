@@ -2,18 +2,40 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import jaxinfer
-from jaxinfer import LayerKind, Model, ModelConfig, Rope, Segment
-from jaxinfer.programs import enable_compilation_cache
+from jaxinfer import LayerKind, Model, ModelConfig, Rope, Segment, programs
+
+SLOWEST = ("test_reference.py", "test_lossless.py", "test_api.py", "test_programs.py", "test_quality.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Files run whole, each in one of two processes: the longest first, so that none is left over at the end."""
+    items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Only what a real model runs is worth optimizing: small programs take most of their time to compile."""
+    is_real = {"smollm2", "gemma3", "real", "pair"} & set(item.fixturenames)
+    jax.config.update("jax_disable_most_optimizations", not is_real)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _kept_programs():
     """Programs are compiled once a machine, not once a run: the user's own cache. Tests of compile time do without."""
-    enable_compilation_cache()
+    programs.enable_compilation_cache()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forgotten_programs():
+    """A module leaves no program loaded: those of a whole suite take more memory maps than a process may have."""
+    yield
+    programs.clear()
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +81,7 @@ GEMMA = LLAMA.replace(
     family="gemma3",
     n_heads=4,
     n_kv_heads=1,
-    segments=(Segment((_LOCAL, _LOCAL, _GLOBAL), 2),),
+    segments=(Segment((_LOCAL, _GLOBAL), 2),),
     norm_eps=1e-6,
     activation="gelu_tanh",
     qk_norm=True,
@@ -84,7 +106,7 @@ def tiny_llama():
 
 @pytest.fixture(scope="session")
 def tiny_gemma():
-    """Random weights: two local layers (window 8) to one global, norms on q and k and behind, a tied head."""
+    """Random weights: local layers (window 8) and global ones in turn, norms on q and k and behind, a tied head."""
     return Model.random(GEMMA, seed=1)
 
 

@@ -24,7 +24,7 @@ def direct(model, tokens, window):
     return np.exp(-np.take_along_axis(logprobs, windows[:, 1:, None], axis=2).mean())
 
 
-@pytest.mark.parametrize("window", [2, 17, 18, 65, 130, 514, 643])
+@pytest.mark.parametrize("window", [2, 18, 65, 514, 643])
 def test_perplexity_follows_from_the_logits(tiny_gemma, text, window):
     found = perplexity(tiny_gemma, text, window)
     assert found.value == pytest.approx(direct(tiny_gemma, text, window), rel=1e-5)
