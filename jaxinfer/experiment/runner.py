@@ -45,7 +45,7 @@ def run(
             current = progress.add_task("", total=None)
             names = {record["name"] for record in done}
             for row in [row for row in rows if row.name not in names]:
-                batches = len(_batches(prompts, config.decoding.batch)) * (1 + config.decoding.repeats)
+                batches = len(_batches(prompts, config.decoding.batch)) * config.decoding.repeats
                 progress.reset(current, description=row.name, total=batches)
                 record = measure(model, row, prompts, tokens, config.decoding, lambda: _advance(progress, current))
                 results.append_row(folder, record)
@@ -109,10 +109,10 @@ def measure(
     decoding: DecodingSpec,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """One row: a warm-up pass over all prompts, then `decoding.repeats` timed ones.
+    """One row: `decoding.repeats` passes over all prompts. Compiling happens in the first and is in none of the rates.
 
-    Rates are tokens/s, bandwidths bytes/s, one a timed pass. Outputs are the warm-up's; every pass has the same seeds,
-    and a prompt keeps its seed however the prompts are batched. `tick` is called after each batch.
+    Rates are tokens/s, bandwidths bytes/s, one a pass. Every pass has the same seeds, hence the same outputs, and a
+    prompt keeps its seed however the prompts are batched. `tick` is called after each batch.
     """
     origin = Origin("row")
     options = {
@@ -130,22 +130,22 @@ def measure(
             tick()
         return outputs
 
-    warm = one_pass()
-    warm_stats = [output.stats for output in warm]
-    timed = [[output.stats for output in one_pass()] for _ in range(decoding.repeats)]
+    passes = [one_pass() for _ in range(decoding.repeats)]
+    stats = [[output.stats for output in outputs] for outputs in passes]
+    first = stats[0]
     return {
         **dataclasses.asdict(row),
         "dtype": model.dtype,
-        "decode_rates": [_mean(stats, "decode_rate", _decode_seconds) for stats in timed],
-        "prefill_rates": [_mean(stats, "prefill_rate", _prefill_seconds) for stats in timed],
-        "bandwidths": [_mean(stats, "bandwidth", _decode_seconds) for stats in timed],
-        "tokens_per_step": _mean(warm_stats, "tokens_per_step", lambda stats: sum(stats.steps)),
-        "compile_seconds": sum(stats.seconds["compile"] for stats in itertools.chain(warm_stats, *timed)),
-        "weight_bytes": max(stats.weight_bytes for stats in warm_stats),
-        "cache_bytes": max(stats.cache_bytes for stats in warm_stats),
-        "temp_bytes": max(stats.temp_bytes for stats in warm_stats),
+        "decode_rates": [_mean(one, "decode_rate", _decode_seconds) for one in stats],
+        "prefill_rates": [_mean(one, "prefill_rate", _prefill_seconds) for one in stats],
+        "bandwidths": [_mean(one, "bandwidth", _decode_seconds) for one in stats],
+        "tokens_per_step": _mean(first, "tokens_per_step", lambda one: sum(one.steps)),
+        "compile_seconds": sum(one.seconds["compile"] for one in itertools.chain(*stats)),
+        "weight_bytes": max(one.weight_bytes for one in first),
+        "cache_bytes": max(one.cache_bytes for one in first),
+        "temp_bytes": max(one.temp_bytes for one in first),
         "peak_rss_bytes": peak_rss(),
-        "prompts": _records(prompts, warm),
+        "prompts": _records(prompts, passes[0]),
     }
 
 

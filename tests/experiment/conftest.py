@@ -7,7 +7,7 @@ CONFIG = {
     "name": "trial",
     "model": "smollm2-135m",
     "prompts": {"source": ["abcdef", "uvwxyz <b>&"], "chat": False},
-    "decoding": {"max_new_tokens": 4, "repeats": 2},
+    "decoding": {"max_new_tokens": 4, "repeats": 3},
     "rows": [
         {"name": "greedy", "method": "greedy"},
         {"name": "sampling", "method": "sample", "sampling": {"temperature": 0.7}},

@@ -39,7 +39,7 @@ def test_outputs_that_differ_are_counted(make):
     assert found["lookup <8>"].identical == "1/2"
 
 
-def test_one_warm_up_and_the_timed_passes_and_seeds_that_do_not_depend_on_batching(make):
+def test_every_pass_draws_from_seeds_that_do_not_depend_on_batching(make):
     alone, together = FakeModel(), FakeModel()
     run_(make("decoding.seed=5"), alone)
     run_(make("decoding.seed=5", "decoding.batch=2"), together)

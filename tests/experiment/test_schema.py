@@ -156,7 +156,7 @@ def test_a_file_that_is_missing_or_not_text(tmp_path):
 
 
 def test_an_error_in_the_file_is_not_blamed_on_an_override_elsewhere(config_file):
-    config_file.write_text(config_file.read_text().replace("repeats: 2", "repeats: two"))
+    config_file.write_text(config_file.read_text().replace("repeats: 3", "repeats: two"))
     message = error_of(load_config, config_file, ["decoding.seed=1"])
     assert message == f"{config_file}: decoding.repeats: expected a whole number, got 'two'"
 
