@@ -75,7 +75,7 @@ def test_holding_every_token_gives_the_same_text(pair, prompts, continued):
 
 
 def test_perplexity(pair, prose):
-    window, count = 128, 20
+    window, count = 128, 8
     ids = pair[0].tokenizer.encode(prose)
     found = perplexity(pair[0], ids, window=window, max_windows=count)
     windows = torch.tensor(ids[: window * count]).reshape(count, window)

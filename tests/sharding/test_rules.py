@@ -76,7 +76,11 @@ print("equal")
 
 
 def test_eight_devices_give_the_tokens_of_one():
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", ON_EIGHT_DEVICES], env=env, cwd=root, capture_output=True, text=True, timeout=600
