@@ -200,6 +200,18 @@ def _convert(
     convert(source, destination, dtype or "float32")
 
 
+@app.command("export")
+def _export(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="What `generate --model` takes.")],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="A new folder, in Hugging Face's format.")],
+    dtype: Dtype = None,
+) -> None:
+    """Write a model as a Hugging Face folder, which transformers loads."""
+    from jaxinfer.checkpoint import export
+
+    export(source, destination, dtype or "float32")
+
+
 def main() -> None:
     """The entry point: one line for bad input and exit code 2, 130 after Ctrl-C, and never a traceback for either."""
     usage_error: Any = typer.BadParameter.__base__  # click's UsageError, whichever click it is that typer carries

@@ -9,30 +9,76 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+NormKind = Literal["rms", "layer"]
 
 
 @dataclass(frozen=True)
 class RopeScaling:
     """How rotary frequencies are changed to reach beyond the trained length.
 
-    `linear` divides every frequency by `factor` (position interpolation, Chen et al. 2023). `llama3` divides the low
-    frequencies only and blends between the two bands (Llama 3.1 reference code).
+    - `linear` divides every frequency by `factor` (position interpolation, Chen et al. 2023).
+    - `ntk` raises the base so that the lowest frequency is divided by `factor` and the highest is kept (NTK-aware
+      scaling, as in "dynamic" configurations at their full length).
+    - `llama3` divides the low frequencies only and blends between the two bands (Llama 3.1 reference code).
+    - `yarn` blends by the turns that a dimension makes in the trained length, between `beta_slow` and `beta_fast`, and
+      multiplies q and k by `magnitude` (YaRN, Peng et al. 2023, section 3).
+    - `longrope` divides each frequency by its own entry of `divisors` and multiplies q and k by `magnitude` (LongRoPE,
+      Ding et al. 2024).
     """
 
-    kind: Literal["linear", "llama3"]
+    kind: Literal["linear", "ntk", "llama3", "yarn", "longrope"]
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True  # yarn: the edges of the blend are whole dimensions
+    magnitude: float = 1.0
+    divisors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding (RoFormer, Su et al. 2021), half layout: dimension i turns with i + H/2."""
+    """Rotary position embedding (RoFormer, Su et al. 2021).
+
+    Half layout: dimension i turns with i + width/2; interleaved: with its neighbour. A head's dimensions from `width`
+    on do not turn (partial rotary, GPT-NeoX).
+    """
 
     theta: float = 10_000.0
     scaling: RopeScaling | None = None
+    width: int | None = None  # None: the whole head
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class MoE:
+    """A mixture of experts in place of the MLP (Shazeer et al. 2017).
+
+    router: `softmax` takes the top_k largest of the softmax over all experts; `topk` the softmax over the top_k largest
+    logits (Mixtral). dispatch: `dropless` computes every token's own experts (MegaBlocks, Gale et al. 2022);
+    `capacity` gives each expert at most capacity_factor * tokens * top_k / experts tokens of a batch, in order, and
+    drops the rest into the residual (Switch, Fedus et al. 2021: what a token gets depends on its neighbours); `dense`
+    computes all experts for all tokens: the reference.
+    """
+
+    experts: int
+    top_k: int
+    d_ff: int  # of one expert
+    router: Literal["softmax", "topk"] = "softmax"
+    normalize: bool = False  # the gates of a token's experts are made to sum to one
+    shared_d_ff: int | None = None  # an expert that every token passes through
+    shared_gate: bool = False  # the shared expert is multiplied by a sigmoid of the token (Qwen 2 MoE)
+    dispatch: Literal["dropless", "capacity", "dense"] = "dropless"
+    capacity_factor: float = 1.25
+
+    def __post_init__(self):
+        if not 0 < self.top_k <= self.experts:
+            raise ValueError(f"top_k={self.top_k} must be between 1 and the number of experts, {self.experts}")
+        if self.capacity_factor <= 0:
+            raise ValueError(f"capacity_factor={self.capacity_factor} must be above 0")
 
 
 @dataclass(frozen=True)
@@ -40,8 +86,9 @@ class LayerKind:
     """What layers of one kind share. Their cache slots are held together, in a store called `name`."""
 
     name: str = "global"
-    rope: Rope = Rope()
+    rope: Rope | None = Rope()  # None: no rotary positions (NoPE; or the model has others)
     window: int | None = None  # a query at position q sees positions above q - window
+    moe: MoE | None = None
 
 
 @dataclass(frozen=True)
@@ -66,18 +113,39 @@ class ModelConfig:
     segments: tuple[Segment, ...]
     max_positions: int
     norm_eps: float = 1e-5
+    norm: NormKind = "rms"
+    norm_bias: bool = False
     activation: Activation = "silu"
-    qk_norm: bool = False  # RMSNorm over each head of q and k, before RoPE
-    post_norms: bool = False  # a second norm behind attention and MLP, before the residual (Gemma 2, 3)
+    gated: bool = True  # the MLP multiplies the activation with a second projection
+    attention_bias: bool = False  # of q, k and v
+    output_bias: bool = False  # of the projection behind attention
+    mlp_bias: bool = False
+    qk_norm: Literal["head", "whole"] | None = None  # RMSNorm of q and k before RoPE: each head, or all heads as one
+    pre_norms: bool = True  # a norm before attention and before the MLP
+    post_norms: bool = False  # one behind each, before the residual (Gemma 2 and 3; OLMo 2 has these alone)
+    parallel: bool = False  # attention and MLP read the same residual, and both are added to it (GPT-J, GPT-NeoX)
+    shared_norm: bool = False  # parallel: one norm in front of both (Falcon 7B)
     tie_embeddings: bool = True
+    embed_norm: bool = False  # a norm behind the embedding (BLOOM)
     embed_scale: float = 1.0
+    residual_scale: float = 1.0  # what attention and MLP are multiplied by before they are added (Granite)
+    logit_scale: float = 1.0
     query_scale: float | None = None  # what q is multiplied by; None: head_dim ** -0.5
+    attention_softcap: float | None = None  # cap * tanh(score / cap) (Gemma 2)
+    logit_softcap: float | None = None
+    absolute_positions: Literal["learned", "sinusoidal"] | None = None  # added to the embedding
+    alibi: float | None = (
+        None  # ALiBi (Press et al. 2022): scores fall with distance; what its slopes are multiplied by
+    )
 
     def __post_init__(self):
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even for rotary positions")
+        for rope in (kind.rope for kind in self.kinds if kind.rope):
+            width = self.head_dim if rope.width is None else rope.width
+            name = "head_dim" if rope.width is None else "rotary width"
+            if width % 2 or not 0 < width <= self.head_dim:
+                raise ValueError(f"{name}={width} must be even for rotary positions, and at most {self.head_dim}")
 
     @property
     def n_layers(self) -> int:

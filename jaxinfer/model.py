@@ -20,8 +20,9 @@ from jaxinfer.config import LayerKind, ModelConfig, Segment
 from jaxinfer.layers.attention import Attention, Place, Step
 from jaxinfer.layers.embed import Embedding
 from jaxinfer.layers.linear import Linear
-from jaxinfer.layers.mlp import GatedMLP
-from jaxinfer.layers.norm import RMSNorm
+from jaxinfer.layers.mlp import MLP
+from jaxinfer.layers.moe import Experts
+from jaxinfer.layers.norm import Norm
 from jaxinfer.sharding.rules import constrain
 
 
@@ -35,7 +36,7 @@ class Output:
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and inside a residual. Its weights are stacks of `layers`."""
+    """Attention and MLP inside residuals, with norms around them. Its weights are stacks of `layers`."""
 
     cfg: ModelConfig
     kind: LayerKind
@@ -46,16 +47,28 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, place: Place, step: Step) -> tuple[jax.Array, tuple[Any, Any]]:
         cfg = self.cfg
 
-        def norm(name, y):
-            return RMSNorm(cfg.norm_eps, layers=self.layers, name=name)(y, place.layer)
+        def norm(name, y, wanted):
+            if not wanted:
+                return y
+            return Norm(cfg.norm_eps, cfg.norm, cfg.norm_bias, layers=self.layers, name=name)(y, place.layer)
+
+        def add(x, name, y):
+            y = norm(name, y, cfg.post_norms)
+            return x + (y if cfg.residual_scale == 1.0 else y * jnp.asarray(cfg.residual_scale, y.dtype))
 
         with jax.named_scope("attention"):
+            behind_norm = norm("attention_norm", x, cfg.pre_norms)
             attention = Attention(cfg, self.kind, self.layers, self.dtype, name="attention")
-            y, fresh = attention(norm("attention_norm", x), place, step)
-            x = x + (norm("attention_post_norm", y) if cfg.post_norms else y)
+            y, fresh = attention(behind_norm, place, step)
+            residual, x = x, add(x, "attention_post_norm", y)
         with jax.named_scope("mlp"):
-            y = GatedMLP(cfg, self.layers, self.dtype, name="mlp")(norm("mlp_norm", x), place.layer)
-            x = x + (norm("mlp_post_norm", y) if cfg.post_norms else y)
+            if not cfg.shared_norm:
+                behind_norm = norm("mlp_norm", residual if cfg.parallel else x, cfg.pre_norms)
+            if self.kind.moe:
+                mlp: nn.Module = Experts(cfg, self.kind.moe, self.layers, self.dtype, name="moe")
+            else:
+                mlp = MLP(cfg, self.layers, self.dtype, name="mlp")
+            x = add(x, "mlp_post_norm", mlp(behind_norm, place.layer))
         return constrain(x, "batch", "tokens", "embed"), fresh
 
 
@@ -95,14 +108,14 @@ class Transformer(nn.Module):
             # One call of the body declares the whole stacks.
             pattern = Pattern if self.is_initializing() else scan(Pattern, length=segment.repeats)
             setattr(self, f"segment_{i}", pattern(cfg, segment, self.dtype))
-        self.final_norm = RMSNorm(cfg.norm_eps)
+        self.final_norm = Norm(cfg.norm_eps, cfg.norm, cfg.norm_bias)
         if not cfg.tie_embeddings:
             shape, axes = (cfg.vocab_size, cfg.d_model), ("vocab", "embed")
             self.head = Linear(shape, axes, dtype=self.dtype, out_dtype=jnp.float32)
 
     def __call__(self, tokens: jax.Array, positions: jax.Array, cache: Cache, tree: jax.Array | None = None) -> Output:
         """tokens, positions i32[B, T]; tree bool[B, T, T] or None for a chain -> Output."""
-        x = constrain(self.embed(tokens), "batch", "tokens", "embed")
+        x = constrain(self.embed(tokens, positions), "batch", "tokens", "embed")
         step = Step.of(positions, tree, cache)
         fresh: dict[str, list] = {kind.name: [] for kind in self.cfg.kinds}
         for i, (segment, places) in enumerate(zip(self.cfg.segments, layer_places(self.cfg), strict=True)):
@@ -116,7 +129,12 @@ class Transformer(nn.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden[B, T, D] -> float32[B, T, V]."""
         with jax.named_scope("logits"):
-            logits = self.embed.attend(hidden) if self.cfg.tie_embeddings else self.head(hidden)
+            cfg = self.cfg
+            logits = self.embed.attend(hidden) if cfg.tie_embeddings else self.head(hidden)
+            if cfg.logit_scale != 1.0:
+                logits = logits * cfg.logit_scale
+            if cfg.logit_softcap:
+                logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
             return constrain(logits, "batch", "tokens", "vocab")
 
     def whole(self, tokens: jax.Array, positions: jax.Array, cache: Cache) -> jax.Array:

@@ -9,7 +9,14 @@ import pytest
 import jaxinfer
 from jaxinfer import LayerKind, Model, ModelConfig, Rope, Segment, programs
 
-SLOWEST = ("test_reference.py", "test_lossless.py", "test_api.py", "test_programs.py", "test_quality.py")
+SLOWEST = (
+    "test_reference.py",
+    "test_lossless.py",
+    "test_families.py",
+    "test_api.py",
+    "test_programs.py",
+    "test_quality.py",
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -84,7 +91,7 @@ GEMMA = LLAMA.replace(
     segments=(Segment((_LOCAL, _GLOBAL), 2),),
     norm_eps=1e-6,
     activation="gelu_tanh",
-    qk_norm=True,
+    qk_norm="head",
     post_norms=True,
     tie_embeddings=True,
     embed_scale=48**0.5,

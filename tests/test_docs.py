@@ -56,21 +56,20 @@ def test_policy_of_the_guide_halves_the_cache_and_stays_close(tiny_gemma, ragged
 def test_family_of_the_guide_equals_transformers(tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, defined("QWEN3")))
+    monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, defined("ARCEE")))
     torch.manual_seed(0)
-    config = transformers.Qwen3Config(
+    config = transformers.ArceeConfig(
         vocab_size=61,
         hidden_size=48,
         intermediate_size=64,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=16,
         max_position_embeddings=128,
-        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": 20_000.0},
         initializer_range=0.2,
     )
-    theirs = transformers.Qwen3ForCausalLM(config).eval()
+    theirs = transformers.ArceeForCausalLM(config).eval()
     for name, weight in theirs.named_parameters():
         if name.endswith("norm.weight"):
             torch.nn.init.uniform_(weight, 0.5, 1.5)

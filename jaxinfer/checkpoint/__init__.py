@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxinfer.checkpoint import orbax
 from jaxinfer.checkpoint.assemble import Place, assemble_params
+from jaxinfer.checkpoint.export import export, save_folder
 from jaxinfer.checkpoint.gguf import open_gguf
 from jaxinfer.checkpoint.gguf_tokenizer import tokenizer_from_gguf
 from jaxinfer.checkpoint.huggingface import open_folder, tokenizer_from_folder
@@ -17,7 +18,17 @@ from jaxinfer.checkpoint.tokenizer import StreamDecoder, Tokenizer
 from jaxinfer.config import ModelConfig
 from jaxinfer.errors import InputError, nearest
 
-__all__ = ["BUILTINS", "Checkpoint", "StreamDecoder", "Tokenizer", "convert", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "BUILTINS",
+    "Checkpoint",
+    "StreamDecoder",
+    "Tokenizer",
+    "convert",
+    "export",
+    "load_checkpoint",
+    "save_checkpoint",
+    "save_folder",
+]
 
 DTYPES = ("float32", "bfloat16")
 save_checkpoint = orbax.save

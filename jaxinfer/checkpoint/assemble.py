@@ -35,27 +35,29 @@ def assemble_params(
     wanted = slots(family, cfg, fmt, set(leaves))
     _check(tensors, wanted, leaves, family, source)
     by_leaf = defaultdict(list)
-    for name, slot in wanted.items():
-        by_leaf[slot.path].append((name, slot))
+    for name, parts in wanted.items():
+        for slot in parts:
+            by_leaf[slot.path].append((name, slot))
     placed = {}
     for path in sorted(
         leaves, key=lambda path: -leaves[path].size
     ):  # a leaf may exist twice for a moment: largest first
         leaf = _aligned(leaves[path].shape, leaves[path].dtype)
         for name, slot in by_leaf[path]:
-            _fill(slot.of(leaf), tensors[name], slot.offset)
+            _fill(slot.of(leaf), slot.read(tensors[name]), slot.offset)
         placed[path] = jax.block_until_ready(place(leaf))
         del leaf
     return unflatten(placed)
 
 
-def _check(tensors: Tensors, wanted: dict[str, Slot], leaves: dict, family: Family, source: str) -> None:
+def _check(tensors: Tensors, wanted: dict[str, list[Slot]], leaves: dict, family: Family, source: str) -> None:
     missing = [name for name in wanted if name not in tensors]
     if missing:
-        shape = wanted[missing[0]].file_shape(leaves[wanted[missing[0]].path].shape)
+        slot = wanted[missing[0]][0]
+        shape = slot.file_shape(leaves[slot.path].shape)
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise InputError(f"{source}: tensor {missing[0]!r} of shape {shape} is missing{more}")
-    for name, slot in wanted.items():
+    for name, (slot, *_) in wanted.items():
         shape = slot.file_shape(leaves[slot.path].shape)
         if tensors[name].shape != shape:
             raise InputError(f"{source}: tensor {name!r} has shape {tensors[name].shape}, expected {shape}")

@@ -24,7 +24,9 @@ def open_gguf(path: Path) -> tuple[Header, Family, ModelConfig, Tensors]:
     arch = Fields(str(path), header.metadata).text("general.architecture")
     family = by_gguf_arch(arch, str(path))
     fields = Fields(str(path), header.metadata, prefix=f"{arch}.")
-    return header, family, configured(lambda: family.gguf_config(fields, tensors), str(path)), tensors
+    read = family.gguf_config
+    assert read is not None  # it was found by its name in GGUF files
+    return header, family, configured(lambda: read(fields, tensors), str(path)), tensors
 
 
 def _tensor(header: Header, name: str, info: TensorInfo) -> Tensor:

@@ -1,6 +1,7 @@
 """Hugging Face folders: config.json, safetensors in one file or in shards, tokenizer files."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,8 @@ def _tensor(file: Path, opened: Any, name: str) -> Tensor:
 
 
 def _renamed(family: Family, name: str) -> str:
+    for pattern, table in family.hf_renames:
+        name = re.sub(pattern, table, name)
     for written, table in family.hf_prefixes:
         if name.startswith(written):
             return table + name.removeprefix(written)

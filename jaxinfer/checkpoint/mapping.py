@@ -9,7 +9,7 @@ parameter, and one rule serves both for reading (write the file's rows into the 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from einops import rearrange
@@ -32,15 +32,64 @@ Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Part:
+    """One parameter's share of a tensor in which a file has fused several.
+
+    The tensor's `axis` is cut into `groups` equal groups, each into `total` equal units; `count` units of every group,
+    from `start` on, are the parameter's. Phi-3 has q, k and v of all heads one after the other: one group of
+    n_heads + 2 * n_kv_heads units. GPT-NeoX has them head by head: n_heads groups of three units.
+    """
+
+    start: int
+    count: int
+    total: int
+    groups: int = 1
+    axis: int = 0
+
+    def fused_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the file's tensor, from that of this share."""
+        fused = list(shape)
+        fused[self.axis] = fused[self.axis] // self.count * self.total
+        return tuple(fused)
+
+    def of(self, array: np.ndarray, groups: int | None = None) -> np.ndarray:
+        """This share of the fused array, [*before, groups, count, unit, *behind]; groups: as many as it holds."""
+        shape, axis = array.shape, self.axis
+        groups = groups or self.groups
+        cut = array.reshape(*shape[:axis], groups, self.total, -1, *shape[axis + 1 :])
+        return cut[(*(slice(None),) * axis, slice(None), slice(self.start, self.start + self.count))]
+
+    def share(self, tensor: "Tensor") -> "Tensor":
+        """This share as a tensor of its own."""
+        shape = list(tensor.shape)
+        shape[self.axis] = shape[self.axis] // self.total * self.count
+        each, fused = (
+            shape[0] // self.groups,
+            tensor.shape[0] // self.groups,
+        )  # rows of a group, if the axis is the first
+
+        def rows(start: int, stop: int) -> np.ndarray:
+            if self.axis:
+                block = self.of(tensor.rows(start, stop))
+                return block.reshape(stop - start, *shape[1:])
+            first, last = start // each, -(-stop // each)
+            block = self.of(tensor.rows(first * fused, last * fused), last - first).reshape(-1, *shape[1:])
+            return block[start - first * each : stop - first * each]
+
+        return Tensor(tuple(shape), rows)
+
+
+@dataclass(frozen=True)
 class Rule:
-    """One row of a family's table. `{n}` in a name stands for the number of the layer, as the file counts them."""
+    """One row of a family's table. In a name, `{n}` is the number of the layer and `{e}` that of the expert."""
 
     param: str  # path below the layer, or from the root for what is not in a layer
     hf: str
-    gguf: str
+    gguf: str | None  # None: the format has no such family
     axes: str  # layout in the file; an axis called "two" has length 2
     gguf_axes: str | None = None  # layout in GGUF files where it differs
     hf_offset: float = 0.0  # parameter = Hugging Face's tensor + offset
+    part: Callable[[ModelConfig], Part] | None = None  # Hugging Face's tensor is fused of several, of which this is one
 
     @property
     def per_layer(self) -> bool:
@@ -54,11 +103,14 @@ class Family:
     name: str
     rules: tuple[Rule, ...]
     hf_types: tuple[str, ...]  # model_type in config.json
-    gguf_arch: str  # general.architecture
     hf_config: Callable[[Fields], ModelConfig]
-    gguf_config: Callable[[Fields, Tensors], ModelConfig]  # some settings of GGUF files are tensors
+    hf_fields: Callable[[ModelConfig], dict[str, Any]]  # the inverse, for export; without model_type
+    gguf_arch: str | None = None  # general.architecture; None: GGUF files of this family are not read
+    gguf_config: Callable[[Fields, Tensors], ModelConfig] | None = None  # some settings of GGUF files are tensors
     ignore: str = "$^"  # regular expression: tensors that a file may hold and this model does not read
     hf_prefixes: tuple[tuple[str, str], ...] = ()  # pairs: how some files begin their names, how the table does
+    hf_written: Callable[[ModelConfig, str], str] = lambda cfg, name: name  # names of some models, from the table's
+    hf_renames: tuple[tuple[str, str], ...] = ()  # pairs: a pattern in some files' names, what the table has for it
 
 
 @dataclass(frozen=True)
@@ -69,16 +121,23 @@ class Slot:
     repeat: int | None
     axes: str
     offset: float = 0.0
+    part: Part | None = None
+    expert: int | None = None  # the index on the next axis, where each expert is a tensor of its own
 
     def of(self, leaf: np.ndarray) -> np.ndarray:
         """This tensor's part of the stacked leaf, with its axes in the file's order: a view, never a copy."""
-        part = leaf if self.repeat is None else leaf[self.repeat]
+        part = leaf[tuple(i for i in (self.repeat, self.expert) if i is not None)]
         return rearrange(part, _ungrouped(self.axes), **_lengths(self.axes))
 
     def file_shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that the file must give this tensor."""
-        part = np.broadcast_to(np.int8(0), leaf_shape if self.repeat is None else leaf_shape[1:])
-        return rearrange(part, self.axes, **_lengths(self.axes)).shape
+        part = np.broadcast_to(np.int8(0), leaf_shape[(self.repeat is not None) + (self.expert is not None) :])
+        shape = rearrange(part, self.axes, **_lengths(self.axes)).shape
+        return self.part.fused_shape(shape) if self.part else shape
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """What of a tensor of the file belongs here."""
+        return self.part.share(tensor) if self.part else tensor
 
 
 def _ungrouped(axes: str) -> str:
@@ -101,18 +160,28 @@ def layer_paths(cfg: ModelConfig) -> list[tuple[str, int]]:
     ]
 
 
-def slots(family: Family, cfg: ModelConfig, fmt: Format, leaves: set[str]) -> dict[str, Slot]:
-    """Every tensor that a checkpoint of this model holds, by its name in `fmt`, and where it belongs.
+def slots(family: Family, cfg: ModelConfig, fmt: Format, leaves: set[str]) -> dict[str, list[Slot]]:
+    """Every tensor that a checkpoint of this model holds, by its name in `fmt`, and where it belongs, or its parts do.
 
     `leaves` are the paths of the model's parameters: a rule for a parameter that this model does not have is skipped.
     """
-    found = {}
+    found: dict[str, list[Slot]] = {}
+
+    def add(name: str, slot: Slot) -> None:
+        if slot.path in leaves:
+            found.setdefault(name, []).append(slot)
+
     for rule in family.rules:
         name, offset = (rule.hf, rule.hf_offset) if fmt == "hf" else (rule.gguf, 0.0)
+        if name is None:
+            continue
         axes = rule.gguf_axes if fmt == "gguf" and rule.gguf_axes else rule.axes
-        if rule.per_layer:
-            for n, (layer, repeat) in enumerate(layer_paths(cfg)):
-                found[name.format(n=n)] = Slot(f"{layer}/{rule.param}", repeat, axes, offset)
-        else:
-            found[name] = Slot(rule.param, None, axes, offset)
-    return {name: slot for name, slot in found.items() if slot.path in leaves}
+        part = rule.part(cfg) if rule.part and fmt == "hf" else None
+        if not rule.per_layer:
+            add(name, Slot(rule.param, None, axes, offset, part))
+            continue
+        for n, ((layer, repeat), kind) in enumerate(zip(layer_paths(cfg), cfg.layers, strict=True)):
+            experts = range(kind.moe.experts) if kind.moe and "{e}" in name else (None,)
+            for e in experts:
+                add(name.format(n=n, e=e), Slot(f"{layer}/{rule.param}", repeat, axes, offset, part, e))
+    return found

@@ -25,6 +25,16 @@ Visible = Callable[[jax.Array, jax.Array], jax.Array]
 Decode = Callable[[Any, jnp.dtype], jax.Array]
 
 
+class Scoring(NamedTuple):
+    """What becomes of a score before the softmax."""
+
+    softcap: float | None = None  # cap * tanh(score / cap) (Gemma 2)
+    slopes: Any = None  # float32[N]: by how much a head's scores fall with each token of distance (ALiBi)
+
+
+PLAIN = Scoring()
+
+
 class Running(NamedTuple):
     """An online softmax in progress, float32: out[B, K, R, H] not normalized, top and total [B, K, R, 1]."""
 
@@ -61,17 +71,26 @@ def attend(
     extent: jax.Array,
     visible: Visible,
     decode: Decode,
+    scoring: Scoring = PLAIN,
 ) -> jax.Array:
     """Attention of q[B, K, R, H] over fresh k, v[B, K, T, H] and over one layer of the cache: float32[B, K, R, H].
 
     mask: bool[B, T, T], which fresh token sees which, itself included, none a later one. The others as in
     `fold_cached`.
     """
-    running = fold_cached(fold_fresh(q, k, v, mask), q, store, layer, q_pos, extent, visible, decode)
+    running = fold_fresh(q, k, v, mask, q_pos, scoring)
+    running = fold_cached(running, q, store, layer, q_pos, extent, visible, decode, scoring)
     return running.out / running.total
 
 
-def fold_fresh(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Running:
+def fold_fresh(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    q_pos: jax.Array | None = None,
+    scoring: Scoring = PLAIN,
+) -> Running:
     """The part of this step's own tokens, a block of queries at a time; later keys are not even multiplied."""
     tokens = k.shape[2]
     group = q.shape[2] // tokens
@@ -79,7 +98,8 @@ def fold_fresh(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Run
     for start in range(0, tokens, QUERY_BLOCK):
         end = min(start + QUERY_BLOCK, tokens)
         rows = q[:, :, start * group : end * group]
-        blocks.append(_fold(None, rows, k[:, :, :end], v[:, :, :end], mask[:, start:end, :end]))
+        adjust = _adjustment(scoring, None if q_pos is None else (q_pos[:, start:end], q_pos[:, :end]))
+        blocks.append(_fold(None, rows, k[:, :, :end], v[:, :, :end], mask[:, start:end, :end], adjust))
     return blocks[0] if len(blocks) == 1 else Running(*(jnp.concatenate(x, axis=2) for x in zip(*blocks, strict=True)))
 
 
@@ -92,6 +112,7 @@ def fold_cached(
     extent: jax.Array,
     visible: Visible,
     decode: Decode,
+    scoring: Scoring = PLAIN,
 ) -> Running:
     """The part of one layer of a store, block by block, no further than the slots in use.
 
@@ -109,14 +130,32 @@ def fold_cached(
         k = decode(jax.tree.map(read, store.k), q.dtype)
         v = decode(jax.tree.map(read, store.v), q.dtype)
         kv_pos = jax.lax.dynamic_slice_in_dim(store.pos, i * size, size, axis=1)
-        return _fold(running, q, k, v, visible(q_pos[:, :, None], kv_pos[:, None, :]))
+        adjust = _adjustment(scoring, (q_pos, kv_pos))
+        return _fold(running, q, k, v, visible(q_pos[:, :, None], kv_pos[:, None, :]), adjust)
 
     return jax.lax.fori_loop(0, (extent + size - 1) // size, block, running)
 
 
-def _fold(running: Running | None, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Running:
+def _adjustment(scoring: Scoring, positions: tuple[jax.Array, jax.Array] | None) -> Callable[[jax.Array], jax.Array]:
+    """What to do to scores [B, K, T*G, S]. positions: of queries i32[B, T] and of keys i32[B, S], which ALiBi needs."""
+
+    def adjust(scores):
+        if scoring.softcap:
+            scores = scoring.softcap * jnp.tanh(scores / scoring.softcap)
+        if scoring.slopes is not None:
+            assert positions is not None, "ALiBi needs the positions of queries and keys"
+            q_pos, kv_pos = positions
+            heads = jnp.asarray(scoring.slopes).reshape(scores.shape[1], 1, -1, 1)  # [K, T, G, S]
+            distance = (kv_pos[:, None, None, None, :] - q_pos[:, None, :, None, None]).astype(jnp.float32)
+            scores = scores + (heads * distance).reshape(scores.shape)
+        return scores
+
+    return adjust
+
+
+def _fold(running: Running | None, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, adjust) -> Running:
     """q[B, K, R, H] over k, v[B, K, S, H] under mask[B, T, S], on top of what was there before."""
-    scores = jnp.einsum("bkrh,bksh->bkrs", q, k, preferred_element_type=jnp.float32)
+    scores = adjust(jnp.einsum("bkrh,bksh->bkrs", q, k, preferred_element_type=jnp.float32))
     rows = jnp.repeat(mask, q.shape[2] // mask.shape[1], axis=1)[:, None]
     scores = jnp.where(rows, scores, FLOOR)
     top = jnp.max(scores, axis=-1, keepdims=True)

@@ -5,15 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 
 from jaxinfer.cache.store import Cache, extent
 from jaxinfer.config import LayerKind, ModelConfig
-from jaxinfer.kernels.attention import attend, fold_heads, unfold_heads
+from jaxinfer.kernels.attention import Scoring, attend, fold_heads, unfold_heads
 from jaxinfer.layers.linear import Linear
-from jaxinfer.layers.norm import RMSNorm
-from jaxinfer.layers.position import rotate
+from jaxinfer.layers.norm import Norm
+from jaxinfer.layers.position import alibi_slopes, rotate
 from jaxinfer.sharding.rules import constrain
 
 
@@ -40,7 +41,7 @@ class Place:
 
 
 class Attention(nn.Module):
-    """Multi-head, grouped-query and multi-query attention (Vaswani 2017; Ainslie 2023; Shazeer 2019) with RoPE."""
+    """Multi-head, grouped-query and multi-query attention (Vaswani 2017; Ainslie 2023; Shazeer 2019)."""
 
     cfg: ModelConfig
     kind: LayerKind
@@ -53,16 +54,18 @@ class Attention(nn.Module):
         cfg, kind, policy = self.cfg, self.kind, step.cache.policy
         d, n, k_heads, h = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
         linear = partial(Linear, dtype=self.dtype, layers=self.layers)
-        head_norm = partial(RMSNorm, cfg.norm_eps, "head_dim", self.layers)
+        inward = partial(linear, bias=cfg.attention_bias)
 
-        q = linear((n, h, d), ("heads", "head_dim", "embed"), name="q")(x, place.layer)
-        k = linear((k_heads, h, d), ("kv_heads", "head_dim", "embed"), name="k")(x, place.layer)
-        v = linear((k_heads, h, d), ("kv_heads", "head_dim", "embed"), name="v")(x, place.layer)
+        q = inward((n, h, d), ("heads", "head_dim", "embed"), name="q")(x, place.layer)
+        k = inward((k_heads, h, d), ("kv_heads", "head_dim", "embed"), name="k")(x, place.layer)
+        v = inward((k_heads, h, d), ("kv_heads", "head_dim", "embed"), name="v")(x, place.layer)
         if cfg.qk_norm:
-            q = head_norm(name="q_norm")(q, place.layer)
-            k = head_norm(name="k_norm")(k, place.layer)
-        q = rotate(q, step.positions, kind.rope) * (cfg.query_scale or h**-0.5)
-        k = rotate(k, step.positions, kind.rope)
+            one, norm = cfg.qk_norm == "head", partial(Norm, cfg.norm_eps, layers=self.layers)
+            q = norm(axes=("head_dim",) if one else ("heads", "head_dim"), name="q_norm")(q, place.layer)
+            k = norm(axes=("head_dim",) if one else ("kv_heads", "head_dim"), name="k_norm")(k, place.layer)
+        if kind.rope:
+            q, k = (rotate(y, step.positions, kind.rope) for y in (q, k))
+        q = q * (cfg.query_scale or h**-0.5)
         q = constrain(fold_heads(q, k_heads), "batch", "kv_heads", None, "head_dim")
         fresh = tuple(policy.encode(jnp.swapaxes(y, 1, 2)) for y in (k, v))
 
@@ -71,9 +74,12 @@ class Attention(nn.Module):
         visible = partial(policy.visible, kind)
         mask = visible(step.positions[:, :, None], step.positions[:, None, :]) & chain_or(step.tree, x.shape[1])
         store, extent = step.cache.stores[kind.name], step.extents[kind.name]
-        out = attend(q, k, v, mask, store, place.slot, step.positions, extent, visible, policy.decode)
+        slopes = None if cfg.alibi is None else alibi_slopes(n) * np.float32(cfg.alibi)
+        scoring = Scoring(cfg.attention_softcap, slopes)
+        out = attend(q, k, v, mask, store, place.slot, step.positions, extent, visible, policy.decode, scoring)
         out = unfold_heads(out.astype(x.dtype), x.shape[1])
-        return linear((d, n, h), ("embed", "heads", "head_dim"), n_in=2, name="o")(out, place.layer), fresh
+        outward = linear((d, n, h), ("embed", "heads", "head_dim"), n_in=2, bias=cfg.output_bias, name="o")
+        return outward(out, place.layer), fresh
 
 
 def chain_or(tree: jax.Array | None, width: int) -> jax.Array:

@@ -6,6 +6,8 @@ from flax import linen as nn
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.layers.linear import matmul
+from jaxinfer.layers.norm import Norm
+from jaxinfer.layers.position import sinusoids
 from jaxinfer.layers.stacked import parameter
 
 
@@ -20,11 +22,21 @@ class Embedding(nn.Module):
         init = nn.initializers.normal(cfg.d_model**-0.5)
         shape, axes = (cfg.vocab_size, cfg.d_model), ("vocab", "embed")
         self.embedding = parameter(self, "embedding", init, shape, axes, self.dtype)
+        if cfg.absolute_positions == "learned":
+            shape, axes = (cfg.max_positions, cfg.d_model), ("positions", "embed")
+            self.positions = parameter(self, "positions", init, shape, axes, self.dtype)
+        if cfg.embed_norm:
+            self.norm = Norm(cfg.norm_eps, cfg.norm, cfg.norm_bias)
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """tokens[B, T] -> [B, T, D]."""
-        x = jnp.take(self.embedding, tokens, axis=0, mode="clip")
-        return x * jnp.asarray(self.cfg.embed_scale, self.dtype)
+    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """tokens, positions i32[B, T] -> [B, T, D]."""
+        cfg = self.cfg
+        x = jnp.take(self.embedding, tokens, axis=0, mode="clip") * jnp.asarray(cfg.embed_scale, self.dtype)
+        if cfg.absolute_positions == "learned":
+            x = x + jnp.take(self.positions, positions, axis=0, mode="clip")
+        elif cfg.absolute_positions == "sinusoidal":
+            x = x + sinusoids(positions, cfg.d_model).astype(x.dtype)
+        return self.norm(x) if cfg.embed_norm else x
 
     def attend(self, hidden: jax.Array) -> jax.Array:
         """hidden[B, T, D] -> logits float32[B, T, V] against the embedding's own rows."""

@@ -56,9 +56,9 @@ def _formulation(x: jax.Array, n_out: int) -> tuple[Callable[[Any], jax.Array], 
 
 
 class Linear(nn.Module):
-    """A projection without bias. `shape` is [*out, *in]; `axes` names the logical axis of each dimension.
+    """A projection. `shape` is [*out, *in]; `axes` names the logical axis of each dimension; a bias is [*out].
 
-    With `layers`, the kernel is a stack of that many, and the call says which one. The result has x's dtype, or
+    With `layers`, the parameters are stacks of that many, and the call says which one. The result has x's dtype, or
     `out_dtype` if one is given.
     """
 
@@ -68,14 +68,19 @@ class Linear(nn.Module):
     dtype: jnp.dtype = jnp.float32
     out_dtype: jnp.dtype | None = None
     layers: int | None = None
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, layer: jax.Array | None = None) -> jax.Array:
         def init(key, shape, dtype):
             return jax.random.normal(key, shape, dtype) * math.prod(self.shape[-self.n_in :]) ** -0.5
 
-        shape, axes = self.shape, self.axes
-        if self.layers is not None:
-            shape, axes = (self.layers, *shape), ("layers", *axes)
-        kernel = parameter(self, "kernel", init, shape, axes, self.dtype)
-        return matmul(x, kernel, self.shape, self.n_in, layer).astype(self.out_dtype or x.dtype)
+        stack = () if self.layers is None else (self.layers,)
+        stacked = () if self.layers is None else ("layers",)
+        kernel = parameter(self, "kernel", init, (*stack, *self.shape), (*stacked, *self.axes), self.dtype)
+        y = matmul(x, kernel, self.shape, self.n_in, layer)
+        if self.bias:
+            shape, axes = (*stack, *self.shape[: -self.n_in]), (*stacked, *self.axes[: -self.n_in])
+            bias = parameter(self, "bias", nn.initializers.zeros, shape, axes, self.dtype)
+            y = y + (bias if layer is None else jax.lax.dynamic_index_in_dim(bias, layer, keepdims=False))
+        return y.astype(self.out_dtype or x.dtype)

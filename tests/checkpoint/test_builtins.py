@@ -31,7 +31,7 @@ def test_gemma3_configuration():
     assert (config.n_layers, config.d_model, config.d_ff, config.vocab_size) == (18, 640, 2048, 262144)
     assert (config.n_heads, config.n_kv_heads, config.head_dim) == (4, 1, 256)
     assert (config.norm_eps, config.activation, config.query_scale) == (1e-6, "gelu_tanh", None)
-    assert config.qk_norm
+    assert config.qk_norm == "head"
     assert config.post_norms
     assert config.tie_embeddings
     assert config.embed_scale == pytest.approx(640**0.5)

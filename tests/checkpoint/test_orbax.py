@@ -78,7 +78,7 @@ def test_configurations_to_json_and_back():
     local = LayerKind("local", Rope(1e4), window=512)
     globl = LayerKind("global", Rope(1e6, RopeScaling("linear", 8.0)))
     segments = (Segment((local, globl), 3), Segment((local,), 1))
-    config = ModelConfig("gemma3", 100, 8, 16, 2, 1, 4, segments, 64, query_scale=0.25, qk_norm=True)
+    config = ModelConfig("gemma3", 100, 8, 16, 2, 1, 4, segments, 64, query_scale=0.25, qk_norm="head")
     assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
 
 

@@ -53,7 +53,7 @@ from jaxinfer.programs import enable_compilation_cache
 assert len(jax.devices()) == 8
 enable_compilation_cache()
 local, whole = LayerKind("local", window=8), LayerKind()
-divisible = ModelConfig("llama", 96, 32, 64, 8, 4, 8, (Segment((local, whole), 2),), 256, qk_norm=True)
+divisible = ModelConfig("llama", 96, 32, 64, 8, 4, 8, (Segment((local, whole), 2),), 256, qk_norm="head")
 odd = ModelConfig("llama", 97, 36, 60, 9, 3, 4, (Segment((whole,), 2),), 256, tie_embeddings=False)
 rng = np.random.default_rng(0)
 prompts = [rng.integers(0, 96, n).tolist() for n in (20, 3, 7, 11)]

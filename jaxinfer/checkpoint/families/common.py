@@ -1,23 +1,55 @@
 """Rows of the tables and pieces of the configuration readers that families share."""
 
-import math
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
-
+from jaxinfer.checkpoint.families.rope import gguf_rope, rope_fields, rope_of
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Rule, Tensors
-from jaxinfer.config import Activation, LayerKind, Rope, RopeScaling, Segment, segments_of
+from jaxinfer.config import Activation, LayerKind, ModelConfig, Segment, segments_of
 from jaxinfer.errors import InputError
 
 
-def layer(param: str, hf: str, gguf: str, axes: str, **options) -> Rule:
+def layer(param: str, hf: str, gguf: str | None, axes: str, **options) -> Rule:
     """The row of a weight inside the layers, with the prefixes and suffix that both formats put around its name."""
-    return Rule(param, f"model.layers.{{n}}.{hf}.weight", f"blk.{{n}}.{gguf}.weight", axes, **options)
+    return Rule(param, f"model.layers.{{n}}.{hf}.weight", gguf and f"blk.{{n}}.{gguf}.weight", axes, **options)
+
+
+def biases(*rules: Rule) -> tuple[Rule, ...]:
+    """The rows of the biases of these projections: a model without them skips them."""
+    return tuple(map(_bias, rules))
+
+
+def _bias(rule: Rule) -> Rule:
+    def outward(axes: str) -> str:
+        """`"n h d -> (n h) d"` -> `"n h -> (n h)"`: the file's side without its other axis. `o` and `down` have one."""
+        if rule.param in ("attention/o/kernel", "mlp/down/kernel"):
+            return "d -> d"
+        return " ".join(axis for axis in axes.split() if axis != "d")
+
+    gguf_axes = rule.gguf_axes and outward(rule.gguf_axes)
+    return _renamed(rule, "kernel", axes=outward(rule.axes), gguf_axes=gguf_axes)
+
+
+def norm_biases(*rules: Rule) -> tuple[Rule, ...]:
+    """The rows of the biases of these norms."""
+    return tuple(_renamed(rule, "scale", axes=rule.axes) for rule in rules)
+
+
+def _renamed(rule: Rule, what: str, **options: Any) -> Rule:
+    """The row of the bias beside a kernel or a scale."""
+    gguf = rule.gguf and rule.gguf.removesuffix("weight") + "bias"
+    return Rule(rule.param.removesuffix(what) + "bias", rule.hf.removesuffix("weight") + "bias", gguf, **options)
 
 
 EMBED = (
     Rule("embed/embedding", "model.embed_tokens.weight", "token_embd.weight", "v d -> v d"),
     Rule("head/kernel", "lm_head.weight", "output.weight", "v d -> v d"),
+)
+
+QUERY_AND_KEY = (
+    layer("attention/q/kernel", "self_attn.q_proj", "attn_q", "n h d -> (n h) d"),
+    layer("attention/k/kernel", "self_attn.k_proj", "attn_k", "n h d -> (n h) d"),
 )
 
 VALUE_AND_OUTPUT = (
@@ -31,11 +63,31 @@ GATED_MLP = (
     layer("mlp/down/kernel", "mlp.down_proj", "ffn_down", "d f -> d f"),
 )
 
+NORMS = (
+    layer("attention_norm/scale", "input_layernorm", "attn_norm", "d -> d"),
+    layer("mlp_norm/scale", "post_attention_layernorm", "ffn_norm", "d -> d"),
+    Rule("final_norm/scale", "model.norm.weight", "output_norm.weight", "d -> d"),
+)
+
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+
+
+HF_ACTIVATIONS: dict[Activation, str] = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
 }
 
 
@@ -58,44 +110,91 @@ def periodic_segments(kinds: list[LayerKind]) -> tuple[Segment, ...]:
     return segments_of(kinds, period)
 
 
-def hf_rope(fields: Fields | None, theta: float) -> Rope:
-    """RoPE from `rope_scaling` (without its own theta) or from `rope_parameters` (with it)."""
-    if fields is None:
-        return Rope(theta)
-    theta = fields.number("rope_theta", theta)
-    kind = fields.text("rope_type", fields.text("type", "default"))
-    if kind == "default":
-        return Rope(theta)
-    if kind == "linear":
-        return Rope(theta, RopeScaling("linear", fields.number("factor")))
-    if kind == "llama3":
-        low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
-        original = fields.integer("original_max_position_embeddings")
-        return Rope(theta, RopeScaling("llama3", fields.number("factor"), low, high, original))
-    raise InputError(f"{fields.file}: rope type {kind!r} is not supported; supported: default, linear, llama3")
+def hf_decoder(fields: Fields, family: str, **settings: Any) -> ModelConfig:
+    """What configurations of the Llama lineage have in common. `settings` are ModelConfig's, and come first.
+
+    A list of layer kinds may be given as `kinds`; without one, all layers are of one kind, with the file's RoPE.
+    """
+    d_model, n_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    n_layers = fields.integer("num_hidden_layers")
+    kinds = settings.pop("kinds", None) or [LayerKind("global", rope_of(fields))] * n_layers
+    read: dict[str, Callable[[], Any]] = {
+        "vocab_size": lambda: fields.integer("vocab_size"),
+        "d_ff": lambda: fields.integer("intermediate_size"),
+        "n_kv_heads": lambda: fields.integer("num_key_value_heads", n_heads),
+        "head_dim": lambda: head_dim(fields, "head_dim", d_model, n_heads),
+        "max_positions": lambda: fields.integer("max_position_embeddings", 2048),
+        "norm_eps": lambda: fields.number("rms_norm_eps", 1e-6),
+        "activation": lambda: activation(fields, "hidden_act", "silu"),
+        "tie_embeddings": lambda: fields.flag("tie_word_embeddings", False),
+    }
+    values: dict[str, Any] = {
+        name: settings.pop(name) if name in settings else reader() for name, reader in read.items()
+    }
+    segments = periodic_segments(kinds)
+    return ModelConfig(family=family, d_model=d_model, n_heads=n_heads, segments=segments, **values, **settings)
 
 
-def gguf_rope(fields: Fields, tensors: Tensors, theta: float, head_dim: int) -> Rope:
-    """RoPE from `rope.*`. Llama 3's scaling is not in the metadata but in the tensor `rope_freqs.weight`."""
-    if "rope_freqs.weight" in tensors:
-        return Rope(theta, _llama3_scaling(fields, tensors["rope_freqs.weight"].rows(0, head_dim // 2), theta))
-    kind = fields.text("rope.scaling.type", "none")
-    if kind == "none":
-        return Rope(theta)
-    if kind == "linear":
-        return Rope(theta, RopeScaling("linear", fields.number("rope.scaling.factor")))
-    raise InputError(f"{fields.file}: rope.scaling.type={kind!r} is not supported; supported: none, linear")
+def decoder_fields(cfg: ModelConfig) -> dict[str, Any]:
+    """The inverse of `hf_decoder`, with the fields that single families add left to them."""
+    fields = {
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.d_model,
+        "intermediate_size": cfg.d_ff,
+        "num_hidden_layers": cfg.n_layers,
+        "num_attention_heads": cfg.n_heads,
+        "num_key_value_heads": cfg.n_kv_heads,
+        "head_dim": cfg.head_dim,
+        "max_position_embeddings": cfg.max_positions,
+        "rms_norm_eps": cfg.norm_eps,
+        "hidden_act": HF_ACTIVATIONS[cfg.activation],
+        "tie_word_embeddings": cfg.tie_embeddings,
+        "attention_bias": cfg.attention_bias,
+        "mlp_bias": cfg.mlp_bias,
+    }
+    rope = next((kind.rope for kind in cfg.kinds if kind.rope), None)
+    return fields if rope is None else fields | {"rope_parameters": rope_fields(rope, cfg.head_dim)}
 
 
-def _llama3_scaling(fields: Fields, divisors: np.ndarray, theta: float) -> RopeScaling:
-    """The scaling whose frequency divisors a GGUF file holds: with the constants of Llama 3.1, or not at all."""
-    scaling = RopeScaling("llama3", round(float(divisors.max()), 4))
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    wavelength = 2 * math.pi * theta ** (np.arange(len(divisors)) / len(divisors))
-    blend = np.clip((scaling.original_max_positions / wavelength - low) / (high - low), 0, 1)
-    if not np.allclose(divisors, 1 / ((1 - blend) / scaling.factor + blend), rtol=1e-4):
-        raise InputError(f"{fields.file}: tensor 'rope_freqs.weight' does not hold the RoPE scaling of Llama 3.1")
-    return scaling
+def window_fields(cfg: ModelConfig) -> dict[str, Any]:
+    """The inverse of `windowed`."""
+    types = ["sliding_attention" if kind.window else "full_attention" for kind in cfg.layers]
+    window = next((kind.window for kind in cfg.kinds if kind.window), None)
+    return {"layer_types": types, "sliding_window": window, "use_sliding_window": window is not None}
+
+
+def gguf_decoder(fields: Fields, tensors: Tensors, family: str, **settings) -> ModelConfig:
+    """What the metadata of GGUF files of the Llama lineage have in common. `settings` are ModelConfig's."""
+    d_model, n_heads = fields.integer("embedding_length"), fields.integer("attention.head_count")
+    width = head_dim(fields, "attention.key_length", d_model, n_heads)
+    rope = gguf_rope(fields, tensors, fields.number("rope.freq_base", 10_000.0), width)
+    return ModelConfig(
+        family=family,
+        vocab_size=gguf_vocab_size(fields, tensors),
+        d_model=d_model,
+        d_ff=fields.integer("feed_forward_length"),
+        n_heads=n_heads,
+        n_kv_heads=fields.integer("attention.head_count_kv", n_heads),
+        head_dim=width,
+        segments=(Segment((LayerKind("global", rope),), fields.integer("block_count")),),
+        max_positions=fields.integer("context_length"),
+        norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
+        tie_embeddings="output.weight" not in tensors,
+        **settings,
+    )
+
+
+def windowed(fields: Fields, types: list[str] | None, n_layers: int) -> list[LayerKind]:
+    """The kinds of the layers that `layer_types` lists: sliding_attention has the window, full_attention has none."""
+    if types is None:
+        types = fields.get("layer_types", None) or ["full_attention"] * n_layers
+    known = ("sliding_attention", "full_attention")
+    if not isinstance(types, list) or len(types) != n_layers or not set(types) <= set(known):
+        raise InputError(f"{fields.file}: layer_types must be a list of {n_layers} of {', '.join(known)}")
+    rope = rope_of(fields)
+    window = fields.integer("sliding_window") if known[0] in types else None
+    kinds = {known[0]: LayerKind("local", rope, window), known[1]: LayerKind("global", rope)}
+    return [kinds[name] for name in types]
 
 
 def gguf_vocab_size(fields: Fields, tensors: Tensors) -> int:

@@ -6,14 +6,16 @@ from typing import Any
 from jaxinfer.checkpoint.families.common import (
     EMBED,
     GATED_MLP,
+    HF_ACTIVATIONS,
     VALUE_AND_OUTPUT,
     activation,
-    gguf_rope,
+    decoder_fields,
     gguf_vocab_size,
-    hf_rope,
     layer,
     periodic_segments,
+    window_fields,
 )
+from jaxinfer.checkpoint.families.rope import gguf_rope, hf_rope, rope_fields
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Family, Rule, Tensors
 from jaxinfer.config import LayerKind, ModelConfig, Rope
@@ -45,7 +47,7 @@ def _config(local: LayerKind, globl: LayerKind, types: list[str], query_width: f
     return ModelConfig(
         family="gemma3",
         segments=periodic_segments(kinds),
-        qk_norm=True,
+        qk_norm="head",
         post_norms=True,
         embed_scale=math.sqrt(sizes["d_model"]),
         query_scale=None if query_width == sizes["head_dim"] else query_width**-0.5,
@@ -123,12 +125,23 @@ def _from_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
     )
 
 
+def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
+    ropes = {name: kind.rope for name in _KINDS for kind in cfg.kinds if kind.name == _KINDS[name] and kind.rope}
+    return decoder_fields(cfg) | {
+        **window_fields(cfg),
+        "hidden_activation": HF_ACTIVATIONS[cfg.activation],
+        "query_pre_attn_scalar": round((cfg.query_scale or cfg.head_dim**-0.5) ** -2),
+        "rope_parameters": {name: rope_fields(rope, cfg.head_dim) for name, rope in ropes.items()},
+    }
+
+
 GEMMA3 = Family(
     name="gemma3",
     rules=_RULES,
     hf_types=("gemma3_text", "gemma3"),
     gguf_arch="gemma3",
     hf_config=_from_hf,
+    hf_fields=_hf_fields,
     gguf_config=_from_gguf,
     ignore=r"lm_head\.weight|(model\.)?(vision_tower|multi_modal_projector)\..*",
     hf_prefixes=(

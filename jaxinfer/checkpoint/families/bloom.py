@@ -1,0 +1,84 @@
+"""BLOOM: ALiBi, a norm behind the embedding, layer norms with biases."""
+
+from typing import Any
+
+from jaxinfer.checkpoint.families.fused import MLP_AXES, grouped, named, qkv, with_biases
+from jaxinfer.checkpoint.fields import Fields
+from jaxinfer.checkpoint.mapping import Family, Rule
+from jaxinfer.config import LayerKind, ModelConfig, Segment
+
+_LAYERS = {
+    "attention_norm/scale": "input_layernorm",
+    "mlp_norm/scale": "post_attention_layernorm",
+    "attention/o/kernel": "self_attention.dense",
+    "mlp/up/kernel": "mlp.dense_h_to_4h",
+    "mlp/down/kernel": "mlp.dense_4h_to_h",
+}
+
+
+def _either(fields: Fields, *names: str) -> int:
+    """The first of several names for a field that the file has."""
+    return fields.integer(next((name for name in names if fields.get(name, None) is not None), names[0]))
+
+
+def _from_hf(fields: Fields) -> ModelConfig:
+    fields.refuse("apply_residual_connection_post_layernorm", "residuals behind the norm are not supported")
+    d_model, n_heads = _either(fields, "hidden_size", "n_embed"), _either(fields, "n_head", "num_attention_heads")
+    return ModelConfig(
+        family="bloom",
+        vocab_size=fields.integer("vocab_size"),
+        d_model=d_model,
+        d_ff=4 * d_model,
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        head_dim=d_model // n_heads,
+        segments=(Segment((LayerKind("global", None),), _either(fields, "n_layer", "num_hidden_layers")),),
+        max_positions=fields.integer("seq_length", 2048),
+        norm="layer",
+        norm_bias=True,
+        norm_eps=fields.number("layer_norm_epsilon", 1e-5),
+        activation="gelu_tanh",
+        gated=False,
+        attention_bias=True,
+        output_bias=True,
+        mlp_bias=True,
+        embed_norm=True,
+        alibi=1.0,
+        tie_embeddings=fields.flag("tie_word_embeddings", True),
+    )
+
+
+def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.d_model,
+        "n_head": cfg.n_heads,
+        "n_layer": cfg.n_layers,
+        "seq_length": cfg.max_positions,
+        "layer_norm_epsilon": cfg.norm_eps,
+        "tie_word_embeddings": cfg.tie_embeddings,
+    }
+
+
+BLOOM = Family(
+    name="bloom",
+    rules=(
+        Rule("embed/embedding", "transformer.word_embeddings.weight", None, "v d -> v d"),
+        Rule("embed/norm/scale", "transformer.word_embeddings_layernorm.weight", None, "d -> d"),
+        Rule("embed/norm/bias", "transformer.word_embeddings_layernorm.bias", None, "d -> d"),
+        Rule("head/kernel", "lm_head.weight", None, "v d -> v d"),
+        Rule("final_norm/scale", "transformer.ln_f.weight", None, "d -> d"),
+        Rule("final_norm/bias", "transformer.ln_f.bias", None, "d -> d"),
+        *qkv("transformer.h.{n}.self_attention.query_key_value", grouped),
+        *named("transformer.h", with_biases(_LAYERS), MLP_AXES),
+    ),
+    hf_types=("bloom",),
+    hf_config=_from_hf,
+    hf_fields=_hf_fields,
+    ignore=r"lm_head\.weight",
+    hf_prefixes=(
+        ("word_embeddings", "transformer.word_embeddings"),
+        ("h.", "transformer.h."),
+        ("ln_f.", "transformer.ln_f."),
+    ),
+)

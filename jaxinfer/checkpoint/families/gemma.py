@@ -1,0 +1,98 @@
+"""Gemma 1, and Gemma 2: windows in every other layer, norms behind as well as before, caps on scores and logits."""
+
+import math
+from typing import Any
+
+from jaxinfer.checkpoint.families.common import (
+    EMBED,
+    GATED_MLP,
+    HF_ACTIVATIONS,
+    QUERY_AND_KEY,
+    VALUE_AND_OUTPUT,
+    activation,
+    decoder_fields,
+    hf_decoder,
+    layer,
+    window_fields,
+    windowed,
+)
+from jaxinfer.checkpoint.fields import Fields
+from jaxinfer.checkpoint.mapping import Family, Rule
+from jaxinfer.config import ModelConfig
+
+# Hugging Face files hold the norms as w, and the model multiplies by 1 + w; GGUF files hold the sum.
+_ONE: dict[str, Any] = {"hf_offset": 1.0}
+
+_RULES = (
+    *EMBED,
+    *QUERY_AND_KEY,
+    *VALUE_AND_OUTPUT,
+    *GATED_MLP,
+    layer("attention_norm/scale", "input_layernorm", "attn_norm", "d -> d", **_ONE),
+    Rule("final_norm/scale", "model.norm.weight", "output_norm.weight", "d -> d", **_ONE),
+)
+
+
+def _settings(fields: Fields) -> dict[str, Any]:
+    fields.refuse("attention_bias", "biases are not supported for this family")
+    fields.refuse("use_bidirectional_attention", "only causal attention is supported")
+    name = "hidden_activation" if fields.get("hidden_activation", None) else "hidden_act"
+    # Gemma 1 says "gelu" and means the approximation by tanh (transformers, modeling_gemma.py).
+    approximate = fields.get(name, "gelu") == "gelu"
+    return dict(
+        head_dim=fields.integer("head_dim", 256),
+        activation="gelu_tanh" if approximate else activation(fields, name, "gelu_pytorch_tanh"),
+        embed_scale=math.sqrt(fields.integer("hidden_size")),
+        tie_embeddings=fields.flag("tie_word_embeddings", True),
+    )
+
+
+def _gemma2(fields: Fields) -> ModelConfig:
+    n_layers = fields.integer("num_hidden_layers")
+    types = fields.get("layer_types", None)
+    if types is None:
+        types = ["full_attention" if n % 2 else "sliding_attention" for n in range(n_layers)]
+    return hf_decoder(
+        fields,
+        "gemma2",
+        kinds=windowed(fields, types, n_layers),
+        post_norms=True,
+        query_scale=fields.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        attention_softcap=fields.number("attn_logit_softcapping", None),
+        logit_softcap=fields.number("final_logit_softcapping", None),
+        **_settings(fields),
+    )
+
+
+def _gemma2_fields(cfg: ModelConfig) -> dict[str, Any]:
+    return decoder_fields(cfg) | {
+        **window_fields(cfg),
+        "hidden_activation": HF_ACTIVATIONS[cfg.activation],
+        "query_pre_attn_scalar": round((cfg.query_scale or cfg.head_dim**-0.5) ** -2),
+        "attn_logit_softcapping": cfg.attention_softcap,
+        "final_logit_softcapping": cfg.logit_softcap,
+    }
+
+
+GEMMA = Family(
+    name="gemma",
+    rules=(*_RULES, layer("mlp_norm/scale", "post_attention_layernorm", "ffn_norm", "d -> d", **_ONE)),
+    hf_types=("gemma",),
+    hf_config=lambda fields: hf_decoder(fields, "gemma", **_settings(fields)),
+    hf_fields=decoder_fields,
+    ignore=r"lm_head\.weight",
+)
+
+GEMMA2 = Family(
+    name="gemma2",
+    rules=(
+        *_RULES,
+        layer("attention_post_norm/scale", "post_attention_layernorm", "post_attention_norm", "d -> d", **_ONE),
+        layer("mlp_norm/scale", "pre_feedforward_layernorm", "ffn_norm", "d -> d", **_ONE),
+        layer("mlp_post_norm/scale", "post_feedforward_layernorm", "post_ffw_norm", "d -> d", **_ONE),
+    ),
+    hf_types=("gemma2",),
+    hf_config=_gemma2,
+    hf_fields=_gemma2_fields,
+    ignore=r"lm_head\.weight",
+)

@@ -1,0 +1,159 @@
+"""Mixtures of experts: Mixtral, the MoEs of Qwen 2 and 3, OLMoE."""
+
+from typing import Any
+
+from jaxinfer.checkpoint.families.common import (
+    EMBED,
+    GATED_MLP,
+    NORMS,
+    QUERY_AND_KEY,
+    VALUE_AND_OUTPUT,
+    biases,
+    decoder_fields,
+    hf_decoder,
+    layer,
+)
+from jaxinfer.checkpoint.families.rope import rope_of
+from jaxinfer.checkpoint.fields import Fields
+from jaxinfer.checkpoint.mapping import Family, Rule
+from jaxinfer.config import LayerKind, ModelConfig, MoE
+
+_ATTENTION = (*EMBED, *NORMS, *QUERY_AND_KEY, *VALUE_AND_OUTPUT)
+
+
+def _experts(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
+    return (
+        layer("moe/router/kernel", f"{block}.gate", None, "e d -> e d"),
+        layer("moe/gate", f"{block}.experts.{{e}}.{gate}", None, "f d -> f d"),
+        layer("moe/up", f"{block}.experts.{{e}}.{up}", None, "f d -> f d"),
+        layer("moe/down", f"{block}.experts.{{e}}.{down}", None, "d f -> d f"),
+    )
+
+
+_EXPERTS = _experts("mlp", "gate_proj", "up_proj", "down_proj")
+_SHARED = (
+    layer("moe/shared/gate/kernel", "mlp.shared_expert.gate_proj", None, "f d -> f d"),
+    layer("moe/shared/up/kernel", "mlp.shared_expert.up_proj", None, "f d -> f d"),
+    layer("moe/shared/down/kernel", "mlp.shared_expert.down_proj", None, "d f -> d f"),
+    layer("moe/shared_gate/kernel", "mlp.shared_expert_gate", None, "o d -> o d"),
+)
+_HEAD_NORMS = (
+    layer("attention/q_norm/scale", "self_attn.q_norm", None, "h -> h"),
+    layer("attention/k_norm/scale", "self_attn.k_norm", None, "h -> h"),
+)
+_ALL_NORMS = (
+    layer("attention/q_norm/scale", "self_attn.q_norm", None, "n h -> (n h)"),
+    layer("attention/k_norm/scale", "self_attn.k_norm", None, "n h -> (n h)"),
+)
+
+
+def _mixtral(fields: Fields) -> ModelConfig:
+    moe = MoE(
+        experts=fields.integer("num_local_experts", 8),
+        top_k=fields.integer("num_experts_per_tok", 2),
+        d_ff=fields.integer("intermediate_size"),
+        router="topk",
+    )
+    window = fields.integer("sliding_window", None)
+    kind = LayerKind("local" if window else "global", rope_of(fields, 1_000_000.0), window, moe)
+    return hf_decoder(fields, "mixtral", kinds=[kind] * fields.integer("num_hidden_layers"))
+
+
+def _sparse_kinds(fields: Fields, moe: MoE) -> list[LayerKind]:
+    """Experts in every `decoder_sparse_step`-th layer, save those that `mlp_only_layers` lists."""
+    fields.refuse("use_sliding_window", "windows are not supported for this family yet")
+    rope, step = rope_of(fields), fields.integer("decoder_sparse_step", 1)
+    without = fields.get("mlp_only_layers", [])
+    dense, sparse = LayerKind("dense", rope), LayerKind("sparse", rope, moe=moe)
+    layers = range(fields.integer("num_hidden_layers"))
+    return [sparse if (n + 1) % step == 0 and n not in without else dense for n in layers]
+
+
+def _qwen2(fields: Fields) -> ModelConfig:
+    moe = MoE(
+        experts=fields.integer("num_experts", 60),
+        top_k=fields.integer("num_experts_per_tok", 4),
+        d_ff=fields.integer("moe_intermediate_size"),
+        normalize=fields.flag("norm_topk_prob", False),
+        shared_d_ff=fields.integer("shared_expert_intermediate_size"),
+        shared_gate=True,
+    )
+    return hf_decoder(fields, "qwen2_moe", kinds=_sparse_kinds(fields, moe), attention_bias=True)
+
+
+def _qwen3(fields: Fields) -> ModelConfig:
+    moe = MoE(
+        experts=fields.integer("num_experts", fields.integer("num_local_experts", 128)),
+        top_k=fields.integer("num_experts_per_tok", 8),
+        d_ff=fields.integer("moe_intermediate_size"),
+        normalize=fields.flag("norm_topk_prob", False),
+    )
+    bias = fields.flag("attention_bias", False)
+    settings = dict(head_dim=fields.integer("head_dim", 128), attention_bias=bias, output_bias=bias, qk_norm="head")
+    return hf_decoder(fields, "qwen3_moe", kinds=_sparse_kinds(fields, moe), **settings)
+
+
+def _olmoe(fields: Fields) -> ModelConfig:
+    fields.refuse("clip_qkv", "clipped projections are not supported")
+    moe = MoE(
+        experts=fields.integer("num_experts", 64),
+        top_k=fields.integer("num_experts_per_tok", 8),
+        d_ff=fields.integer("intermediate_size"),
+        normalize=fields.flag("norm_topk_prob", False),
+    )
+    kind = LayerKind("global", rope_of(fields), moe=moe)
+    eps = fields.number("rms_norm_eps", 1e-5)
+    kinds = [kind] * fields.integer("num_hidden_layers")
+    return hf_decoder(fields, "olmoe", kinds=kinds, qk_norm="whole", norm_eps=eps)
+
+
+def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
+    moe = next(kind.moe for kind in cfg.kinds if kind.moe)
+    whole = cfg.family in ("mixtral", "olmoe")  # their intermediate_size is that of an expert
+    return decoder_fields(cfg) | {
+        "num_local_experts" if cfg.family == "mixtral" else "num_experts": moe.experts,
+        "num_experts_per_tok": moe.top_k,
+        "intermediate_size": moe.d_ff if whole else cfg.d_ff,
+        "moe_intermediate_size": moe.d_ff,
+        "norm_topk_prob": moe.normalize,
+        "shared_expert_intermediate_size": moe.shared_d_ff,
+        "mlp_only_layers": [n for n, kind in enumerate(cfg.layers) if not kind.moe],
+        "sliding_window": cfg.kinds[0].window,
+    }
+
+
+MIXTRAL = Family(
+    name="mixtral",
+    rules=(*_ATTENTION, *_experts("block_sparse_moe", "w1", "w3", "w2")),
+    hf_types=("mixtral",),
+    hf_config=_mixtral,
+    hf_fields=_hf_fields,
+    ignore=r"lm_head\.weight",
+)
+
+QWEN2_MOE = Family(
+    name="qwen2_moe",
+    rules=(*_ATTENTION, *biases(*QUERY_AND_KEY, VALUE_AND_OUTPUT[0]), *GATED_MLP, *_EXPERTS, *_SHARED),
+    hf_types=("qwen2_moe",),
+    hf_config=_qwen2,
+    hf_fields=_hf_fields,
+    ignore=r"lm_head\.weight",
+)
+
+QWEN3_MOE = Family(
+    name="qwen3_moe",
+    rules=(*_ATTENTION, *biases(*QUERY_AND_KEY, *VALUE_AND_OUTPUT), *_HEAD_NORMS, *GATED_MLP, *_EXPERTS),
+    hf_types=("qwen3_moe",),
+    hf_config=_qwen3,
+    hf_fields=_hf_fields,
+    ignore=r"lm_head\.weight",
+)
+
+OLMOE = Family(
+    name="olmoe",
+    rules=(*_ATTENTION, *_ALL_NORMS, *_EXPERTS),
+    hf_types=("olmoe",),
+    hf_config=_olmoe,
+    hf_fields=_hf_fields,
+    ignore=r"lm_head\.weight",
+)

@@ -1,0 +1,43 @@
+"""OLMo 2: norms behind attention and MLP, none before; q and k are normalized over all heads as one."""
+
+from jaxinfer.checkpoint.families.common import (
+    EMBED,
+    GATED_MLP,
+    NORMS,
+    QUERY_AND_KEY,
+    VALUE_AND_OUTPUT,
+    biases,
+    decoder_fields,
+    hf_decoder,
+    layer,
+)
+from jaxinfer.checkpoint.fields import Fields
+from jaxinfer.checkpoint.mapping import Family
+from jaxinfer.config import ModelConfig
+
+
+def _from_hf(fields: Fields) -> ModelConfig:
+    bias = fields.flag("attention_bias", False)
+    norms = dict(pre_norms=False, post_norms=True, qk_norm="whole")
+    return hf_decoder(fields, "olmo2", attention_bias=bias, output_bias=bias, **norms)
+
+
+OLMO2 = Family(
+    name="olmo2",
+    rules=(
+        *EMBED,
+        *QUERY_AND_KEY,
+        *VALUE_AND_OUTPUT,
+        *biases(*QUERY_AND_KEY, *VALUE_AND_OUTPUT),
+        *GATED_MLP,
+        layer("attention/q_norm/scale", "self_attn.q_norm", "attn_q_norm", "n h -> (n h)"),
+        layer("attention/k_norm/scale", "self_attn.k_norm", "attn_k_norm", "n h -> (n h)"),
+        layer("attention_post_norm/scale", "post_attention_layernorm", "post_attention_norm", "d -> d"),
+        layer("mlp_post_norm/scale", "post_feedforward_layernorm", "post_ffw_norm", "d -> d"),
+        NORMS[-1],
+    ),
+    hf_types=("olmo2",),
+    hf_config=_from_hf,
+    hf_fields=decoder_fields,
+    ignore=r"lm_head\.weight",
+)

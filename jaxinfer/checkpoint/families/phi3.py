@@ -1,0 +1,56 @@
+"""Phi-3: Llama with q, k and v in one tensor, and gate and up in another."""
+
+from typing import Any
+
+from jaxinfer.checkpoint.families.common import (
+    EMBED,
+    GATED_MLP,
+    NORMS,
+    VALUE_AND_OUTPUT,
+    decoder_fields,
+    hf_decoder,
+    layer,
+)
+from jaxinfer.checkpoint.families.common import head_dim as width_of_head
+from jaxinfer.checkpoint.families.fused import in_turn, qkv
+from jaxinfer.checkpoint.families.rope import partial_width, rope_of
+from jaxinfer.checkpoint.fields import Fields
+from jaxinfer.checkpoint.mapping import Family, Part
+from jaxinfer.config import LayerKind, ModelConfig, Rope
+
+
+def _from_hf(fields: Fields) -> ModelConfig:
+    d_model, n_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    width = width_of_head(fields, "head_dim", d_model, n_heads)
+    rope = rope_of(fields, width=partial_width(fields, "partial_rotary_factor", width, 1.0))
+    window = fields.integer("sliding_window", None)
+    kind = LayerKind("local" if window else "global", rope, window)
+    return hf_decoder(fields, "phi3", kinds=[kind] * fields.integer("num_hidden_layers"))
+
+
+def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
+    rope = cfg.kinds[0].rope or Rope()
+    original = rope.scaling.original_max_positions if rope.scaling else cfg.max_positions
+    return decoder_fields(cfg) | {
+        "sliding_window": cfg.kinds[0].window,
+        "original_max_position_embeddings": original,
+        "partial_rotary_factor": (rope.width or cfg.head_dim) / cfg.head_dim,
+    }
+
+
+PHI3 = Family(
+    name="phi3",
+    rules=(
+        *EMBED,
+        *NORMS,
+        *qkv("model.layers.{n}.self_attn.qkv_proj", in_turn, bias=False),
+        VALUE_AND_OUTPUT[1],
+        layer("mlp/gate/kernel", "mlp.gate_up_proj", None, "f d -> f d", part=lambda cfg: Part(0, 1, 2)),
+        layer("mlp/up/kernel", "mlp.gate_up_proj", None, "f d -> f d", part=lambda cfg: Part(1, 1, 2)),
+        GATED_MLP[2],
+    ),
+    hf_types=("phi3",),
+    hf_config=_from_hf,
+    hf_fields=_hf_fields,
+    ignore=r".*\.rotary_emb\.inv_freq|lm_head\.weight",
+)

@@ -1,0 +1,140 @@
+"""Rotary positions as configurations describe them."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from jaxinfer.checkpoint.fields import Fields
+from jaxinfer.checkpoint.mapping import Tensors
+from jaxinfer.config import Rope, RopeScaling
+from jaxinfer.errors import InputError
+
+
+def rope_of(fields: Fields, theta: float = 10_000.0, width: int | None = None) -> Rope:
+    """RoPE of a config.json, in the words of transformers 4 or 5. `width`: of the part of a head that turns."""
+    group = fields.group("rope_parameters") or fields.group("rope_scaling")
+    return dataclasses.replace(hf_rope(group, fields.number("rope_theta", theta), fields), width=width)
+
+
+def partial_width(fields: Fields, name: str, head_dim: int, default: float) -> int | None:
+    """The width of the part of a head that turns, from the share of it that the field gives."""
+    group = fields.group("rope_parameters") or Fields(fields.file, {})
+    width = int(head_dim * group.number("partial_rotary_factor", fields.number(name, default)))
+    return None if width == head_dim else width
+
+
+def hf_rope(fields: Fields | None, theta: float, config: Fields | None = None) -> Rope:
+    """RoPE from `rope_scaling` (without its own theta) or from `rope_parameters` (with it).
+
+    `config`: the whole file, where some kinds of scaling have what they need.
+    """
+    if fields is None:
+        return Rope(theta)
+    theta = fields.number("rope_theta", theta)
+    kind = fields.text("rope_type", fields.text("type", "default"))
+    config = config or Fields(fields.file, {})
+    if kind == "default":
+        return Rope(theta)
+    if kind in ("linear", "dynamic"):
+        return Rope(theta, RopeScaling("linear" if kind == "linear" else "ntk", fields.number("factor")))
+    original = fields.integer(
+        "original_max_position_embeddings",
+        config.integer("original_max_position_embeddings", config.get("max_position_embeddings", None)),
+    )
+    if original is None:
+        raise InputError(f"{fields.file}: field 'original_max_position_embeddings' is missing, and {kind} needs it")
+    if kind == "llama3":
+        low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
+        return Rope(theta, RopeScaling("llama3", fields.number("factor"), low, high, original))
+    if kind == "yarn":
+        return Rope(theta, _yarn(fields, original))
+    if kind in ("longrope", "su"):
+        return Rope(theta, _longrope(fields, config, original))
+    supported = "default, linear, dynamic, llama3, yarn, longrope"
+    raise InputError(f"{fields.file}: rope type {kind!r} is not supported; supported: {supported}")
+
+
+def rope_fields(rope: Rope, head_dim: int) -> dict[str, Any]:
+    """The inverse of `hf_rope`: what transformers 5 calls `rope_parameters`."""
+    fields: dict[str, Any] = {"rope_type": "default", "rope_theta": rope.theta}
+    if rope.width is not None:
+        fields["partial_rotary_factor"] = rope.width / head_dim
+    scaling = rope.scaling
+    if scaling is None:
+        return fields
+    fields |= {"rope_type": "dynamic" if scaling.kind == "ntk" else scaling.kind, "factor": scaling.factor}
+    if scaling.kind not in ("linear", "ntk"):
+        fields["original_max_position_embeddings"] = scaling.original_max_positions
+    if scaling.kind == "llama3":
+        fields |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
+    if scaling.kind == "yarn":
+        fields |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow, "truncate": scaling.truncate}
+    if scaling.kind == "longrope":
+        fields |= {"short_factor": list(scaling.divisors), "long_factor": list(scaling.divisors)}
+    if scaling.kind in ("yarn", "longrope"):
+        fields["attention_factor"] = scaling.magnitude
+    return fields
+
+
+def _yarn(fields: Fields, original: int) -> RopeScaling:
+    """YaRN, section 3.4: q and k grow by 0.1 ln(factor) + 1, or by what the file says."""
+    factor = fields.number("factor")
+
+    def growth(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    magnitude = fields.number("attention_factor", None)
+    if magnitude is None:
+        all_dims = fields.number("mscale_all_dim", 0.0)
+        mscale = fields.number("mscale", 0.0)
+        magnitude = growth(mscale) / growth(all_dims) if mscale and all_dims else growth(1.0)
+    return RopeScaling(
+        "yarn",
+        factor,
+        original_max_positions=original,
+        beta_fast=fields.number("beta_fast", 32.0),
+        beta_slow=fields.number("beta_slow", 1.0),
+        truncate=fields.flag("truncate", True),
+        magnitude=magnitude,
+    )
+
+
+def _longrope(fields: Fields, config: Fields, original: int) -> RopeScaling:
+    """LongRoPE: the divisors for long texts if the context is longer than the trained one."""
+    context = config.integer("max_position_embeddings", original)
+    divisors = fields.get("long_factor" if context > original else "short_factor")
+    factor = fields.number("factor", context / original)
+    grown = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    magnitude = fields.number("attention_factor", grown)
+    return RopeScaling(
+        "longrope",
+        factor,
+        original_max_positions=original,
+        magnitude=magnitude,
+        divisors=tuple(float(x) for x in divisors),
+    )
+
+
+def gguf_rope(fields: Fields, tensors: Tensors, theta: float, head_dim: int) -> Rope:
+    """RoPE from `rope.*`. Llama 3's scaling is not in the metadata but in the tensor `rope_freqs.weight`."""
+    if "rope_freqs.weight" in tensors:
+        return Rope(theta, _llama3_scaling(fields, tensors["rope_freqs.weight"].rows(0, head_dim // 2), theta))
+    kind = fields.text("rope.scaling.type", "none")
+    if kind == "none":
+        return Rope(theta)
+    if kind == "linear":
+        return Rope(theta, RopeScaling("linear", fields.number("rope.scaling.factor")))
+    raise InputError(f"{fields.file}: rope.scaling.type={kind!r} is not supported; supported: none, linear")
+
+
+def _llama3_scaling(fields: Fields, divisors: np.ndarray, theta: float) -> RopeScaling:
+    """The scaling whose frequency divisors a GGUF file holds: with the constants of Llama 3.1, or not at all."""
+    scaling = RopeScaling("llama3", round(float(divisors.max()), 4))
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    wavelength = 2 * math.pi * theta ** (np.arange(len(divisors)) / len(divisors))
+    blend = np.clip((scaling.original_max_positions / wavelength - low) / (high - low), 0, 1)
+    if not np.allclose(divisors, 1 / ((1 - blend) / scaling.factor + blend), rtol=1e-4):
+        raise InputError(f"{fields.file}: tensor 'rope_freqs.weight' does not hold the RoPE scaling of Llama 3.1")
+    return scaling

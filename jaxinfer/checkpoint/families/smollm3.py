@@ -1,0 +1,55 @@
+"""SmolLM3: Llama without positions in every fourth layer (NoPE)."""
+
+from jaxinfer.checkpoint.families.common import (
+    EMBED,
+    GATED_MLP,
+    NORMS,
+    QUERY_AND_KEY,
+    VALUE_AND_OUTPUT,
+    biases,
+    decoder_fields,
+    hf_decoder,
+)
+from jaxinfer.checkpoint.families.rope import rope_of
+from jaxinfer.checkpoint.fields import Fields
+from jaxinfer.checkpoint.mapping import Family
+from jaxinfer.config import LayerKind, ModelConfig
+from jaxinfer.errors import InputError
+
+
+def _from_hf(fields: Fields) -> ModelConfig:
+    fields.refuse("use_sliding_window", "windows are not supported for this family")
+    n_layers, interval = fields.integer("num_hidden_layers"), fields.integer("no_rope_layer_interval", 4)
+    turned = fields.get("no_rope_layers", None)  # in spite of its name: 1 where there is RoPE
+    if turned is None:
+        turned = [int((n + 1) % interval != 0) for n in range(n_layers)]
+    if not isinstance(turned, list) or len(turned) != n_layers or not set(turned) <= {0, 1}:
+        raise InputError(f"{fields.file}: no_rope_layers must be a list of {n_layers} of 0, 1")
+    rope = LayerKind("global", rope_of(fields, 2_000_000.0))
+    bias = fields.flag("attention_bias", False)
+    return hf_decoder(
+        fields,
+        "smollm3",
+        kinds=[rope if turn else LayerKind("nope", None) for turn in turned],
+        attention_bias=bias,
+        output_bias=bias,
+        mlp_bias=fields.flag("mlp_bias", False),
+        tie_embeddings=fields.flag("tie_word_embeddings", True),
+    )
+
+
+SMOLLM3 = Family(
+    name="smollm3",
+    rules=(
+        *EMBED,
+        *NORMS,
+        *QUERY_AND_KEY,
+        *VALUE_AND_OUTPUT,
+        *GATED_MLP,
+        *biases(*QUERY_AND_KEY, *VALUE_AND_OUTPUT, *GATED_MLP),
+    ),
+    hf_types=("smollm3",),
+    hf_config=_from_hf,
+    hf_fields=lambda cfg: decoder_fields(cfg) | {"no_rope_layers": [int(kind.rope is not None) for kind in cfg.layers]},
+    ignore=r"lm_head\.weight",
+)

@@ -1,0 +1,67 @@
+"""StableLM: layer norms with biases, RoPE on a quarter of each head, and for some sizes attention beside the MLP."""
+
+from typing import Any
+
+from jaxinfer.checkpoint.families.common import (
+    EMBED,
+    GATED_MLP,
+    NORMS,
+    QUERY_AND_KEY,
+    VALUE_AND_OUTPUT,
+    biases,
+    decoder_fields,
+    hf_decoder,
+    norm_biases,
+)
+from jaxinfer.checkpoint.families.common import head_dim as width_of_head
+from jaxinfer.checkpoint.families.rope import partial_width, rope_of
+from jaxinfer.checkpoint.fields import Fields
+from jaxinfer.checkpoint.mapping import Family
+from jaxinfer.config import LayerKind, ModelConfig, Rope
+
+
+def _from_hf(fields: Fields) -> ModelConfig:
+    fields.refuse("qk_layernorm", "norms of their own for each head are not supported")
+    d_model, n_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    width = width_of_head(fields, "head_dim", d_model, n_heads)
+    rope = rope_of(fields, width=partial_width(fields, "partial_rotary_factor", width, 0.25))
+    parallel = fields.flag("use_parallel_residual", False)
+    return hf_decoder(
+        fields,
+        "stablelm",
+        kinds=[LayerKind("global", rope)] * fields.integer("num_hidden_layers"),
+        norm="layer",
+        norm_bias=True,
+        norm_eps=fields.number("layer_norm_eps", 1e-5),
+        attention_bias=fields.flag("use_qkv_bias", False),
+        parallel=parallel,
+        shared_norm=parallel,
+    )
+
+
+def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
+    rope = cfg.kinds[0].rope or Rope()
+    return decoder_fields(cfg) | {
+        "layer_norm_eps": cfg.norm_eps,
+        "use_qkv_bias": cfg.attention_bias,
+        "use_parallel_residual": cfg.parallel,
+        "partial_rotary_factor": (rope.width or cfg.head_dim) / cfg.head_dim,
+    }
+
+
+STABLELM = Family(
+    name="stablelm",
+    rules=(
+        *EMBED,
+        *NORMS,
+        *norm_biases(*NORMS),
+        *QUERY_AND_KEY,
+        *VALUE_AND_OUTPUT,
+        *biases(*QUERY_AND_KEY, VALUE_AND_OUTPUT[0]),
+        *GATED_MLP,
+    ),
+    hf_types=("stablelm",),
+    hf_config=_from_hf,
+    hf_fields=_hf_fields,
+    ignore=r".*\.rotary_emb\.inv_freq|lm_head\.weight",
+)
