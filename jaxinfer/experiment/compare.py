@@ -81,7 +81,7 @@ def _tokens_per_step(prompts: Sequence[Mapping[str, Any]]) -> float:
 
 def _summary(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Summary:
     decode = statistics.median(row["decode_rates"])
-    base_decode = statistics.median(base["decode_rates"]) if base else 0.0
+    speedups = [rate / other for rate, other in zip(row["decode_rates"], row["baseline_rates"], strict=True) if other]
     same = f"{identical(row, base)}/{len(row['prompts'])}" if base else "-"
     return Summary(
         name=row["name"],
@@ -89,7 +89,7 @@ def _summary(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Summary:
         decode_low=min(row["decode_rates"]),
         decode_high=max(row["decode_rates"]),
         prefill=statistics.median(row["prefill_rates"]),
-        speedup=decode / base_decode if base_decode else None,
+        speedup=statistics.median(speedups) if speedups else None,
         tokens_per_step=row["tokens_per_step"],
         identical="n/a" if is_sampled(row) else same,
         compile_seconds=row["compile_seconds"],

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,12 @@ def run(
             current = progress.add_task("", total=None)
             names = {record["name"] for record in done}
             for row in [row for row in rows if row.name not in names]:
-                batches = len(_batches(prompts, config.decoding.batch)) * config.decoding.repeats
-                progress.reset(current, description=row.name, total=batches)
-                record = measure(model, row, prompts, tokens, config.decoding, lambda: _advance(progress, current))
+                base = baseline(row, rows)
+                passes = config.decoding.repeats * (1 if base == row else 2)
+                total = len(_batches(prompts, config.decoding.batch)) * passes
+                progress.reset(current, description=row.name, total=total)
+                tick = partial(_advance, progress, current)
+                record = measure(model, row, base, prompts, tokens, config.decoding, tick)
                 results.append_row(folder, record)
                 done.append(record)
                 report.write(folder, config, done)
@@ -101,28 +105,37 @@ def plan(config: Experiment) -> list[RowSpec]:
     return [*references, *config.rows]
 
 
+def baseline(row: RowSpec, rows: list[RowSpec]) -> RowSpec:
+    """The greedy row of a plan that `row` is compared with; for that row itself, the first such."""
+    key = compare.baseline_key(dataclasses.asdict(row))
+    plain = ((other, dataclasses.asdict(other)) for other in rows)
+    return next(other for other, found in plain if compare.is_baseline(found) and compare.baseline_key(found) == key)
+
+
 def measure(
     model,
     row: RowSpec,
+    base: RowSpec,
     prompts: tuple[Prompt, ...],
     tokens: list[list[int]],
     decoding: DecodingSpec,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """One row: `decoding.repeats` passes over all prompts. Compiling happens in the first and is in none of the rates.
+    """One row: `decoding.repeats` passes over all prompts, each followed by a pass of `base`, unless that is the row.
 
-    Rates are tokens/s, bandwidths bytes/s, one a pass. Every pass has the same seeds, hence the same outputs, and a
-    prompt keeps its seed however the prompts are batched. `tick` is called after each batch.
+    A machine's speed drifts: what is compared is measured in alternation. Rates are tokens/s, bandwidths bytes/s, one a
+    pass. Compiling happens in the first and is in none of them. Every pass has the same seeds, hence the same outputs,
+    and a prompt keeps its seed however the prompts are batched. `tick` is called after each batch.
     """
-    origin = Origin("row")
-    options = {
-        "max_new_tokens": decoding.max_new_tokens,
-        "method": registry.method(row.method, ("method",), origin),
-        "policy": row.policy and registry.policy(row.policy, ("policy",), origin),
-        "sampling": row.sampling and registry.sampling(row.sampling, ("sampling",), origin),
-    }
 
-    def one_pass() -> list:
+    def one_pass(row: RowSpec) -> list:
+        origin = Origin("row")
+        options = {
+            "max_new_tokens": decoding.max_new_tokens,
+            "method": registry.method(row.method, ("method",), origin),
+            "policy": row.policy and registry.policy(row.policy, ("policy",), origin),
+            "sampling": row.sampling and registry.sampling(row.sampling, ("sampling",), origin),
+        }
         outputs = []
         for batch in _batches(tokens, decoding.batch):
             seeds = [decoding.seed + index for index in batch]
@@ -130,13 +143,18 @@ def measure(
             tick()
         return outputs
 
-    passes = [one_pass() for _ in range(decoding.repeats)]
-    stats = [[output.stats for output in outputs] for outputs in passes]
+    passes, stats, base_rates = [], [], []
+    for _ in range(decoding.repeats):
+        passes.append(one_pass(row))
+        stats.append([output.stats for output in passes[-1]])
+        beside = stats[-1] if base == row else [output.stats for output in one_pass(base)]
+        base_rates.append(_mean(beside, "decode_rate", _decode_seconds))
     first = stats[0]
     return {
         **dataclasses.asdict(row),
         "dtype": model.dtype,
         "decode_rates": [_mean(one, "decode_rate", _decode_seconds) for one in stats],
+        "baseline_rates": base_rates,
         "prefill_rates": [_mean(one, "prefill_rate", _prefill_seconds) for one in stats],
         "bandwidths": [_mean(one, "bandwidth", _decode_seconds) for one in stats],
         "tokens_per_step": _mean(first, "tokens_per_step", lambda one: sum(one.steps)),

@@ -41,7 +41,8 @@ COLUMNS: tuple[tuple[str, Callable[[Summary], str]], ...] = (
 )
 MEANING = (
     "decode tokens/s: median of the timed passes, compile time apart; speedup and identical: against greedy under the "
-    "same cache policy, identical counting prompts with equal token ids (n/a: outputs are sampled); tokens/step: "
+    "same cache policy, the speedup pass by pass in alternation, identical counting prompts with equal token ids (n/a: "
+    "outputs are sampled); tokens/step: "
     "emitted for each forward pass of the model; GB/s: bytes that decoding had to read, over its time; peak RSS: of "
     "the process, up to and including this row."
 )

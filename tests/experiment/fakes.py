@@ -27,6 +27,7 @@ class FakeModel:
     wrong_under_lookup: str = "\0"  # prompts that hold this come out differently under lookup
     tokenizer: Letters = field(default_factory=Letters)
     calls: list = field(default_factory=list)
+    slow_from: int = 10**9  # from this call on the machine has half its speed
     name: str = "fake"
     dtype: str = "float32"
     config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(max_positions=1000))
@@ -35,6 +36,7 @@ class FakeModel:
         if len(self.calls) == self.interrupt_at:
             raise KeyboardInterrupt
         self.calls.append((type(method).__name__.lower(), len(prompts), tuple(seed)))
+        speed = 5.0 if len(self.calls) > self.slow_from else 10.0
         tokens = [prompt[::-1][:max_new_tokens] for prompt in prompts]
         if isinstance(method, jaxinfer.Lookup):
             tokens = [out[1:] if ord(self.wrong_under_lookup) in out else out for out in tokens]
@@ -46,7 +48,7 @@ class FakeModel:
             accepted=[n - -(-n // width) for n in emitted],
             emitted=emitted,
             prompt_tokens=[len(prompt) for prompt in prompts],
-            seconds={"prefill": 0.5, "decode": sum(emitted) / (10.0 * width), "compile": 2.0},
+            seconds={"prefill": 0.5, "decode": sum(emitted) / (speed * width), "compile": 2.0},
             weight_bytes=1000,
             cache_bytes=200,
             temp_bytes=30,

@@ -43,9 +43,16 @@ def test_every_pass_draws_from_seeds_that_do_not_depend_on_batching(make):
     alone, together = FakeModel(), FakeModel()
     run_(make("decoding.seed=5"), alone)
     run_(make("decoding.seed=5", "decoding.batch=2"), together)
-    greedy = [call for call in alone.calls if call[0] == "greedy"]
-    assert greedy == [("greedy", 1, (5,)), ("greedy", 1, (6,))] * 3
-    assert [call for call in together.calls if call[0] == "greedy"] == [("greedy", 2, (5, 6))] * 3
+    lookup = [call for call in alone.calls if call[0] == "lookup"]
+    assert lookup == [("lookup", 1, (5,)), ("lookup", 1, (6,))] * 3
+    assert [call for call in together.calls if call[0] == "lookup"] == [("lookup", 2, (5, 6))] * 3
+
+
+def test_a_machine_that_slows_down_changes_no_speedup(make):
+    found = summaries(run_(make(), FakeModel(slow_from=6)))
+    assert found["lookup <8>"].decode == pytest.approx(found["greedy"].decode)
+    assert found["lookup <8>"].speedup == pytest.approx(2.0)
+    assert found["greedy"].speedup == 1.0
 
 
 def test_every_prompt_leaves_a_record(make):
@@ -83,7 +90,7 @@ def test_penalties_change_what_greedy_is(make):
 
 
 def test_an_interruption_keeps_the_finished_rows_and_resuming_skips_them(make):
-    config, model = make(), FakeModel(interrupt_at=8)  # six calls a row: within the second
+    config, model = make(), FakeModel(interrupt_at=8)  # six calls for greedy: within the second
     with pytest.raises(Interrupted) as stop:
         run_(config, model)
     folder = stop.value.folder
@@ -94,7 +101,10 @@ def test_an_interruption_keeps_the_finished_rows_and_resuming_skips_them(make):
 
     again = FakeModel()
     assert run_(config, again, resume=folder) == folder
-    assert [method for method, *_ in again.calls] == ["sample"] * 6 + ["lookup"] * 6
+    assert [method for method, *_ in again.calls] == [
+        *["sample", "sample", "greedy", "greedy"] * 3,
+        *["lookup", "lookup", "greedy", "greedy"] * 3,
+    ]
     assert list(summaries(folder)) == ["greedy", "sampling", "lookup <8>"]
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.yaml",
@@ -113,7 +123,7 @@ def test_a_torn_last_line_is_measured_again(make):
     assert [row["name"] for row in results.read_rows(folder)] == ["greedy", "sampling"]
     again = FakeModel()
     run_(config, again, resume=folder)
-    assert [method for method, *_ in again.calls] == ["lookup"] * 6
+    assert [method for method, *_ in again.calls] == ["lookup", "lookup", "greedy", "greedy"] * 3
     assert [json.loads(line)["name"] for line in path.read_text().splitlines()] == ["greedy", "sampling", "lookup <8>"]
 
 
