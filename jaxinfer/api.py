@@ -1,6 +1,7 @@
 """The public face: load a model, generate, stream, score."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -169,6 +170,10 @@ class Model:
         if not prompts:
             raise InputError("no prompts: give at least one")
         ids = [self.encode(p, f"prompt {i}" if len(prompts) > 1 else "prompt") for i, p in enumerate(prompts)]
+        if any(kind.moe and kind.moe.dispatch == "capacity" for kind in self.config.kinds):
+            warnings.warn(
+                "capacity dispatch drops tokens by what else is in the batch; dropless does not", stacklevel=3
+            )
         limits = _per_row(max_new_tokens, len(ids), "max_new_tokens", least=1)
         seeds = _per_row(seed, len(ids), "seed", least=0)
         if isinstance(seed, int):
