@@ -4,8 +4,8 @@
 
 Routing is synthetic: a token's logits are normal, around means that differ between experts as much as `skew` says.
 For each number of experts, each skew and each capacity factor: the share of assignments that is dropped, and the load
-of the fullest expert over the mean (Switch Transformer, Fedus et al. 2021, section 2.2). Then time and scratch memory of
-both dispatches on the same tokens, in alternation.
+of the fullest expert over the mean (Switch Transformer, Fedus et al. 2021, section 2.2). Then time and scratch memory
+of both dispatches on the same tokens, in alternation.
 """
 
 import dataclasses
