@@ -196,7 +196,9 @@ def test_metadata_that_does_not_fit(file, metadata, message):
 
 
 def test_an_unknown_architecture(file):
-    with pytest.raises(InputError, match=r"architecture 'gema3' is not supported; supported: llama, qwen2, qwen3, gemma3; nearest"):
+    with pytest.raises(
+        InputError, match=r"architecture 'gema3' is not supported; supported: llama, qwen2, qwen3, gemma3; nearest"
+    ):
         load_checkpoint(write_gguf(file, arch="gema3"))
 
 
