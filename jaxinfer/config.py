@@ -146,6 +146,9 @@ class ModelConfig:
             name = "head_dim" if rope.width is None else "rotary width"
             if width % 2 or not 0 < width <= self.head_dim:
                 raise ValueError(f"{name}={width} must be even for rotary positions, and at most {self.head_dim}")
+            divisors = rope.scaling.divisors if rope.scaling else ()
+            if divisors and len(divisors) != width // 2:
+                raise ValueError(f"longrope has {len(divisors)} factors, expected {width // 2}: one for each frequency")
 
     @property
     def n_layers(self) -> int:

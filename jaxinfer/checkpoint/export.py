@@ -1,8 +1,6 @@
 """Writes a model as a Hugging Face folder: config.json, safetensors in shards, the tokenizer."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +11,8 @@ from jaxinfer.checkpoint.assemble import flatten
 from jaxinfer.checkpoint.families import by_name
 from jaxinfer.checkpoint.huggingface import CONFIG, INDEX, WEIGHTS
 from jaxinfer.checkpoint.mapping import Family, Slot, slots
-from jaxinfer.checkpoint.orbax import refuse_existing
+from jaxinfer.checkpoint.orbax import new_folder, refuse_existing
 from jaxinfer.checkpoint.tokenizer import Tokenizer
-from jaxinfer.errors import InputError
 
 if TYPE_CHECKING:
     from jaxinfer.checkpoint import Checkpoint
@@ -36,21 +33,12 @@ def export(source: str | Path, destination: str | Path, dtype: Any = None) -> No
 
 def save_folder(checkpoint: "Checkpoint", path: str | Path, shard_bytes: int = SHARD_BYTES) -> None:
     """Write a checkpoint as a Hugging Face folder: all of it, or nothing. Raises InputError if that cannot be done."""
-    path = refuse_existing(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.mkdir()
-        family = by_name(checkpoint.config.family)
+    family = by_name(checkpoint.config.family)
+    with new_folder(path) as draft:
         _write_config(checkpoint, family, draft / CONFIG)
         _write_weights(checkpoint, family, draft, shard_bytes)
         if checkpoint.tokenizer is not None:
             _write_tokenizer(checkpoint.tokenizer, draft)
-        draft.rename(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _write_config(checkpoint: "Checkpoint", family: Family, file: Path) -> None:

@@ -4,10 +4,12 @@ A folder holds `params/` (Orbax), `jaxinfer.json` (format, name, dtype, configur
 tokenizer, `tokenizer.json` and `tokenizer_settings.json`.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +36,22 @@ def save(checkpoint: "Checkpoint", path: str | Path) -> None:
 
     Raises InputError if `path` exists or cannot be written.
     """
+    with new_folder(path) as draft:
+        _write(checkpoint, draft)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` at the end: all of it, or nothing.
+
+    Raises InputError if `path` exists or cannot be written.
+    """
     path = refuse_existing(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.mkdir()
-        _write(checkpoint, draft)
+        yield draft
         draft.rename(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -197,6 +197,10 @@ def test_the_text_part_of_a_multimodal_gemma3(gemma3_folder, tmp_path):
             {"rope_parameters": {"rope_type": "mrope"}},
             r"rope type 'mrope' is not supported; supported: default, linear",
         ),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "short_factor": 3, "original_max_position_embeddings": 999}},
+            r"config.json: field 'short_factor' must be a list of positive numbers",
+        ),
         ({"head_dim": 33}, r"config.json: head_dim=33 must be even for rotary positions"),
         ({"model_type": "lama"}, r"model_type 'lama' is not supported; supported: llama, .*; nearest: 'llama'"),
         ({"model_type": ...}, r"config.json: field 'model_type' is missing"),

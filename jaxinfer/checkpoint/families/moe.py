@@ -17,6 +17,7 @@ from jaxinfer.checkpoint.families.rope import rope_of
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Family, Rule
 from jaxinfer.config import LayerKind, ModelConfig, MoE
+from jaxinfer.errors import InputError
 
 _ATTENTION = (*EMBED, *NORMS, *QUERY_AND_KEY, *VALUE_AND_OUTPUT)
 
@@ -64,6 +65,8 @@ def _sparse_kinds(fields: Fields, moe: MoE) -> list[LayerKind]:
     fields.refuse("use_sliding_window", "windows are not supported for this family yet")
     rope, step = rope_of(fields), fields.integer("decoder_sparse_step", 1)
     without = fields.get("mlp_only_layers", [])
+    if not isinstance(without, list):
+        raise InputError(f"{fields.file}: field 'mlp_only_layers' must be a list of layers, not {without!r}")
     dense, sparse = LayerKind("dense", rope), LayerKind("sparse", rope, moe=moe)
     layers = range(fields.integer("num_hidden_layers"))
     return [sparse if (n + 1) % step == 0 and n not in without else dense for n in layers]

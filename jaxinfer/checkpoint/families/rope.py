@@ -104,7 +104,14 @@ def _yarn(fields: Fields, original: int) -> RopeScaling:
 def _longrope(fields: Fields, config: Fields, original: int) -> RopeScaling:
     """LongRoPE: the divisors for long texts if the context is longer than the trained one."""
     context = config.integer("max_position_embeddings", original)
-    divisors = fields.get("long_factor" if context > original else "short_factor")
+    name = "long_factor" if context > original else "short_factor"
+    divisors = fields.get(name)
+    if (
+        not isinstance(divisors, list)
+        or not divisors
+        or not all(isinstance(x, (int, float)) and x > 0 for x in divisors)
+    ):
+        raise InputError(f"{fields.file}: field {name!r} must be a list of positive numbers, one for each frequency")
     factor = fields.number("factor", context / original)
     grown = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     magnitude = fields.number("attention_factor", grown)
