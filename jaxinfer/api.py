@@ -1,6 +1,7 @@
 """The public face: load a model, generate, stream, score."""
 
 import dataclasses
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from jaxinfer.decoding import DecodeMethod, Greedy, Sample, Sampling
 from jaxinfer.engine import score
 from jaxinfer.errors import InputError
 from jaxinfer.generation import Generation, Stats, Target, chunks
-from jaxinfer.layers.stacked import separate
+from jaxinfer.layers.stacked import MOST_SEPARATED, separate
 from jaxinfer.model import Transformer, init_params, param_axes
 from jaxinfer.programs import enable_compilation_cache, program
 from jaxinfer.sharding import DATA_TENSOR, Rules, Sharding
@@ -48,7 +49,7 @@ class Model:
     dtype: str = "float32"
     layout: Sharding | None = None
     extras: dict[str, Any] = field(default_factory=dict)
-    separate_layers: bool = True  # on a CPU: large layers as views of their own. Faster steps, longer to compile
+    separate_layers: bool | None = None  # on a CPU: see `layers.stacked.separate`. None: in stacks of up to 32 layers
 
     @classmethod
     def random(cls, config: ModelConfig, seed: int = 0, dtype: str = "float32") -> "Model":
@@ -62,7 +63,8 @@ class Model:
     @cached_property
     def target(self) -> Target:
         on_cpu = self.layout is None and jax.default_backend() == "cpu"
-        params = separate(self.params) if on_cpu and self.separate_layers else self.params
+        most = {None: MOST_SEPARATED, True: sys.maxsize, False: 0}[self.separate_layers]
+        params = separate(self.params, most) if on_cpu and most else self.params
         return Target(self.network, self.params, params, self.layout, self.extras)
 
     def shard(self, mesh: jax.sharding.Mesh, rules: Rules = DATA_TENSOR) -> "Model":

@@ -1,12 +1,15 @@
 """Fills the stacked parameters from a checkpoint's tensors, leaf by leaf and block by block.
 
-At any time host memory holds what has been placed, one leaf that is being filled, and one block: a model that fits the
-device can be loaded.
+At any time host memory holds what has been placed, one leaf that is being filled, and one block a core: a model that
+fits the device can be loaded.
 """
 
+import os
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -43,10 +46,15 @@ def assemble_params(
         leaves, key=lambda path: -leaves[path].size
     ):  # a leaf may exist twice for a moment: largest first
         leaf = _aligned(leaves[path].shape, leaves[path].dtype)
-        for name, slot in by_leaf[path]:
-            _fill(slot.of(leaf), slot.read(tensors[name]), slot.offset)
+        blocks = [
+            block
+            for name, slot in by_leaf[path]
+            for block in _blocks(slot.of(leaf), slot.read(tensors[name]), slot.offset)
+        ]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy's loops run beside each other
+            list(pool.map(lambda fill: fill(), blocks))
         placed[path] = jax.block_until_ready(place(leaf))
-        del leaf
+        del leaf, blocks
     return unflatten(placed)
 
 
@@ -67,17 +75,20 @@ def _check(tensors: Tensors, wanted: dict[str, list[Slot]], leaves: dict, family
         raise InputError(f"{source}: tensor {extra[0]!r}{more} has no place in this {family.name} model")
 
 
-def _fill(view: np.ndarray, tensor: Tensor, offset: float) -> None:
-    """Write a tensor of the file into a view of its parameter, in blocks along the first axis of the view."""
+def _blocks(view: np.ndarray, tensor: Tensor, offset: float) -> Iterator[Callable[[], None]]:
+    """What writes a tensor of the file into a view of its parameter, in blocks along the first axis of the view."""
     rows_per_step = tensor.shape[0] // view.shape[0]  # above 1 where the view splits the file's rows, into heads
     steps = max(1, BLOCK_ELEMENTS * view.shape[0] // max(1, view.size))
-    for start in range(0, view.shape[0], steps):
+
+    def fill(start: int) -> None:
         stop = min(start + steps, view.shape[0])
         block = tensor.rows(start * rows_per_step, stop * rows_per_step)
         if offset:
             block = block.astype(np.float32) + np.float32(offset)
         # Cast first: numpy casts bfloat16 slowly where the destination is strided.
         view[start:stop] = block.astype(view.dtype, copy=False).reshape(view[start:stop].shape)
+
+    return (partial(fill, start) for start in range(0, view.shape[0], steps))
 
 
 def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -15,6 +15,7 @@ from flax import linen as nn
 from flax import struct
 
 WORTH_SEPARATING = 1 << 18  # bytes of one layer's matrix: smaller slices stay in the processor's cache when copied
+MOST_SEPARATED = 32  # layers in a stack: every one of them is a branch to compile
 
 
 @struct.dataclass
@@ -42,15 +43,18 @@ def with_layer(weight: Any, layer: jax.Array, use: Callable[[jax.Array], jax.Arr
     return use(jax.lax.dynamic_index_in_dim(weight, layer, keepdims=False))
 
 
-def separate(params: dict[str, Any], least_bytes: int = WORTH_SEPARATING) -> dict[str, Any]:
-    """The same parameters, with every large stacked kernel as views of one layer each. Copies nothing.
+def separate(params: dict[str, Any], most_layers: int = MOST_SEPARATED) -> dict[str, Any]:
+    """The same parameters, with every large kernel in a stack of up to `most_layers` as views of one layer each.
 
-    For arrays in the memory of one CPU device. The result shares its memory with `params`, which must stay alive.
+    Copies nothing: the result shares its memory with `params`, which must stay alive. For arrays in the memory of one
+    CPU device.
     """
 
     def views(path, leaf):
         names = [entry.key for entry in path]
-        if not (names[0].startswith("segment_") and names[-1] == "kernel") or leaf.nbytes < least_bytes * leaf.shape[0]:
+        if not (names[0].startswith("segment_") and names[-1] == "kernel"):
+            return leaf
+        if leaf.shape[0] > most_layers or leaf.nbytes < WORTH_SEPARATING * leaf.shape[0]:
             return leaf
         layers = tuple(jax.device_put(layer) for layer in np.asarray(leaf))
         base, size = leaf.unsafe_buffer_pointer(), leaf.nbytes // leaf.shape[0]
