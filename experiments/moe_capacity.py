@@ -28,7 +28,7 @@ from jaxinfer.config import MoE
 from jaxinfer.errors import InputError
 from jaxinfer.experiment import results
 from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, read_as
-from jaxinfer.layers import routing
+from jaxinfer.layers import dispatch, routing
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ def drops(config: Config, moe: MoE) -> list[dict[str, float]]:
     found = []
     for skew in config.skews:
         _, chosen = routing.route(jnp.asarray(router_logits(config, moe, skew)), moe)
-        slot = np.asarray(routing.slots(chosen, moe.experts))
+        slot = np.asarray(dispatch.slots(chosen, moe.experts))
         load = np.bincount(np.asarray(chosen).ravel(), minlength=moe.experts)
         for factor in config.capacity_factors:
-            size = routing.capacity(config.tokens, dataclasses.replace(moe, capacity_factor=factor))
+            size = dispatch.capacity(config.tokens, dataclasses.replace(moe, capacity_factor=factor))
             dropped = float((slot >= size).mean())
             row = {"experts": moe.experts, "top_k": moe.top_k, "skew": skew, "factor": factor}
             found.append(row | {"dropped": dropped, "fullest": float(load.max() / load.mean())})
@@ -94,13 +94,13 @@ def dispatches(config: Config, moe: MoE, skew: float, factor: float) -> dict[str
         for s in ((config.tokens, d), (n, f, d), (n, d, f))
     )
     gates, chosen = routing.route(jnp.asarray(router_logits(config, moe, skew)), moe)
-    size = routing.capacity(config.tokens, dataclasses.replace(moe, capacity_factor=factor))
+    size = dispatch.capacity(config.tokens, dataclasses.replace(moe, capacity_factor=factor))
 
     def dropless(x, gates, chosen, up, down):
-        return routing.dropless(x, gates, chosen, lambda rows, e: jax.nn.silu(rows @ up[e].T) @ down[e].T, n)
+        return dispatch.dropless(x, gates, chosen, lambda rows, e: jax.nn.silu(rows @ up[e].T) @ down[e].T, n)
 
     def capacity(x, gates, chosen, up, down):
-        return routing.with_capacity(
+        return dispatch.with_capacity(
             x, gates, chosen, lambda rows, e: jax.nn.silu(rows @ up[e].T) @ down[e].T, n, size
         )[0]
 

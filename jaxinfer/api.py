@@ -12,20 +12,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinfer import scoring
 from jaxinfer.cache import CachePolicy, Dense, Window
 from jaxinfer.config import ModelConfig
 from jaxinfer.decoding import DecodeMethod, Greedy, Sample, Sampling
-from jaxinfer.engine import score
 from jaxinfer.errors import InputError
-from jaxinfer.generation import Generation, Stats, Target, chunks
+from jaxinfer.generation import Generation, Stats, Target
+from jaxinfer.layers.moe import RouterStats
 from jaxinfer.layers.stacked import MOST_SEPARATED, separate
 from jaxinfer.model import Transformer, init_params, param_axes
-from jaxinfer.programs import enable_compilation_cache, program
+from jaxinfer.programs import enable_compilation_cache
 from jaxinfer.sharding import DATA_TENSOR, Rules, Sharding
 
 Prompt = str | Sequence[int]
 
 STEPS_BETWEEN_STOP_CHECKS = 8  # stop strings are looked for on the host
+NEIGHBOURS = (
+    "what this mixture of experts does with a token of a prompt depends on the tokens beside it, other rows and padded "
+    "chunks included; decode steps route each token alone, unless its in_decode is 'same'"
+)
 
 
 @dataclass(frozen=True)
@@ -133,25 +138,19 @@ class Model:
 
     def logits(self, tokens: Any) -> jax.Array:
         """tokens int[B, T] -> float32[B, T, V]: column t speaks about the token at t + 1."""
-        tokens = np.asarray(tokens, np.int32)
-        if tokens.ndim != 2 or not tokens.size:
-            raise InputError(f"tokens has shape {tokens.shape}: give int[B, T] with at least one token")
+        return scoring.logits(self.target, self._policy(None), self._batch(tokens))
+
+    def routing(self, tokens: Any) -> dict[str, RouterStats]:
+        """tokens int[B, T] -> by layer kind, what the routers of its layers do with them: arrays [L, ...]."""
+        if not any(kind.moe for kind in self.config.kinds):
+            raise InputError(f"{self.name} has no mixture of experts")
+        return scoring.routing(self.target, self._policy(None), self._batch(tokens))
+
+    def _batch(self, tokens: Any) -> np.ndarray:
+        tokens = scoring.check_batch(tokens)
         for row in tokens:
             self._check_ids(row, "tokens")
-        target, (batch, length) = self.target, tokens.shape
-        cache = target.empty_cache(self._policy(None), batch, length)
-        parts, done = [], 0
-        for width in chunks(length):
-            size = min(width, length - done)
-            part = np.zeros((batch, width), np.int32)
-            part[:, :size] = tokens[:, done : done + size]
-            n = target.place(np.full(batch, size, np.int32), "batch")
-            args = (target.params, cache, target.place(part, "batch", "tokens"), n)
-            call, _ = program(score, (target.model,), args, carry=1, layout=target.layout)
-            cache, logits = call.call(*args)
-            parts.append(logits[:, :size])
-            done += size
-        return jnp.concatenate(parts, axis=1)
+        return tokens
 
     def encode(self, prompt: Prompt, name: str = "prompt") -> list[int]:
         """A prompt as token ids. Raises InputError if it is empty or longer than the model's context."""
@@ -172,10 +171,8 @@ class Model:
         if not prompts:
             raise InputError("no prompts: give at least one")
         ids = [self.encode(p, f"prompt {i}" if len(prompts) > 1 else "prompt") for i, p in enumerate(prompts)]
-        if any(kind.moe and kind.moe.dispatch == "capacity" for kind in self.config.kinds):
-            warnings.warn(
-                "capacity dispatch drops tokens by what else is in the batch; dropless does not", stacklevel=3
-            )
+        if any(kind.moe and kind.moe.looks_around for kind in self.config.kinds):
+            warnings.warn(NEIGHBOURS, stacklevel=3)
         limits = _per_row(max_new_tokens, len(ids), "max_new_tokens", least=1)
         seeds = _per_row(seed, len(ids), "seed", least=0)
         if isinstance(seed, int):

@@ -9,7 +9,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_clamped"]
 NormKind = Literal["rms", "layer"]
 
 
@@ -53,32 +53,93 @@ class Rope:
     interleaved: bool = False
 
 
+Router = Literal["softmax", "topk", "sigmoid", "sinkhorn", "hash", "expert_choice", "soft"]
+
+
 @dataclass(frozen=True)
 class MoE:
     """A mixture of experts in place of the MLP (Shazeer et al. 2017).
 
-    router: `softmax` takes the top_k largest of the softmax over all experts; `topk` the softmax over the top_k largest
-    logits (Mixtral). dispatch: `dropless` computes every token's own experts (MegaBlocks, Gale et al. 2022);
-    `capacity` gives each expert at most capacity_factor * tokens * top_k / experts tokens of a batch, in order, and
-    drops the rest into the residual (Switch, Fedus et al. 2021: what a token gets depends on its neighbours); `dense`
-    computes all experts for all tokens: the reference.
+    router, which `jaxinfer.layers.routing` defines:
+
+    - `softmax`: the top_k largest of the softmax over all experts. With top_k 1: Switch (Fedus et al. 2021).
+    - `topk`: the softmax over the top_k largest logits (Mixtral).
+    - `sigmoid`: the top_k largest sigmoids, for the choice corrected by a bias that keeps loads even (DeepSeek-V3).
+    - `sinkhorn`: the top_k largest of an assignment in which all experts are wanted equally (S-BASE, Clark et al. 2022).
+    - `hash`: a fixed function of the token's id (Hash Layers, Roller et al. 2021).
+    - `expert_choice`: every expert takes as many tokens as it has room for (Zhou et al. 2022). Not causal.
+    - `soft`: slots are means of all tokens (Soft MoE, Puigcerver et al. 2023). Not causal.
+
+    dispatch, which `jaxinfer.layers.dispatch` defines: `dropless` computes every token's own experts; `capacity` gives
+    each expert at most capacity_factor * tokens * top_k / experts tokens of a batch and drops the rest into the
+    residual; `dense` computes all experts for all tokens: the reference.
+
+    With `capacity`, `sinkhorn`, `expert_choice` and `soft`, what a token gets depends on the tokens beside it. Decode
+    steps, which see few, route each token alone unless `in_decode` is `same`.
     """
 
     experts: int
     top_k: int
     d_ff: int  # of one expert
-    router: Literal["softmax", "topk"] = "softmax"
+    router: Router = "softmax"
     normalize: bool = False  # the gates of a token's experts are made to sum to one
+    scale: float = 1.0  # what gates are multiplied by
+    groups: int | None = None  # groups of experts, of which a token goes to its best `top_groups` (DeepSeek-V2)
+    top_groups: int = 1
+    bias: bool = False  # of the router and of the experts (gpt-oss)
     shared_d_ff: int | None = None  # an expert that every token passes through
     shared_gate: bool = False  # the shared expert is multiplied by a sigmoid of the token (Qwen 2 MoE)
     dispatch: Literal["dropless", "capacity", "dense"] = "dropless"
     capacity_factor: float = 1.25
+    priority: Literal["order", "gate"] = "order"  # who has a slot: the first tokens, or those with the largest gates
+    slots: int = 1  # of an expert in a `soft` mixture
+    in_decode: Literal["dropless", "same"] = "dropless"
 
     def __post_init__(self):
         if not 0 < self.top_k <= self.experts:
             raise ValueError(f"top_k={self.top_k} must be between 1 and the number of experts, {self.experts}")
         if self.capacity_factor <= 0:
             raise ValueError(f"capacity_factor={self.capacity_factor} must be above 0")
+        if self.slots < 1:
+            raise ValueError(f"slots={self.slots} must be at least 1")
+        if self.groups is None:
+            return
+        if self.groups < 1 or self.experts % self.groups:
+            raise ValueError(f"groups={self.groups} must divide the number of experts, {self.experts}")
+        if not 0 < self.top_groups <= self.groups:
+            raise ValueError(f"top_groups={self.top_groups} must be between 1 and the number of groups, {self.groups}")
+        if self.top_k > self.top_groups * (self.experts // self.groups):
+            raise ValueError(f"top_k={self.top_k} experts do not fit into {self.top_groups} of {self.groups} groups")
+
+    @property
+    def looks_around(self) -> bool:
+        """Whether what a token gets depends on the other tokens of the batch."""
+        return self.dispatch == "capacity" or self.router in ("sinkhorn", "expert_choice", "soft")
+
+    def alone(self) -> "MoE":
+        """The same experts, with every token routed for itself."""
+        router: Router = "softmax" if self.router in ("sinkhorn", "expert_choice") else self.router
+        dispatch = "dropless" if self.dispatch == "capacity" else self.dispatch
+        return dataclasses.replace(self, router=router, dispatch=dispatch)
+
+
+@dataclass(frozen=True)
+class MLA:
+    """Multi-head latent attention (DeepSeek-V2, 2024, section 2.1): the cache holds one short vector a token.
+
+    It is a latent of kv_rank, from which every head makes its own keys and values, and a key of rope_dim that turns and
+    that all heads share. `head_dim` of the model is nope_dim + rope_dim.
+    """
+
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    v_dim: int
+    q_rank: int | None = None  # queries come from a latent too
+
+    def __post_init__(self):
+        if self.rope_dim % 2:
+            raise ValueError(f"rope_dim={self.rope_dim} must be even for rotary positions")
 
 
 @dataclass(frozen=True)
@@ -134,21 +195,27 @@ class ModelConfig:
     attention_softcap: float | None = None  # cap * tanh(score / cap) (Gemma 2)
     logit_softcap: float | None = None
     absolute_positions: Literal["learned", "sinusoidal"] | None = None  # added to the embedding
-    alibi: float | None = (
-        None  # ALiBi (Press et al. 2022): scores fall with distance; what its slopes are multiplied by
-    )
+    alibi: float | None = None  # what ALiBi's slopes are multiplied by (Press et al. 2022): scores fall with distance
+    sinks: bool = False  # a learned score for each head that takes its share of the softmax and adds nothing (gpt-oss)
+    mla: MLA | None = None  # latent attention in place of keys and values for each head
 
     def __post_init__(self):
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
         for rope in (kind.rope for kind in self.kinds if kind.rope):
-            width = self.head_dim if rope.width is None else rope.width
+            whole = self.mla.rope_dim if self.mla else self.head_dim
+            width = whole if rope.width is None else rope.width
             name = "head_dim" if rope.width is None else "rotary width"
-            if width % 2 or not 0 < width <= self.head_dim:
-                raise ValueError(f"{name}={width} must be even for rotary positions, and at most {self.head_dim}")
+            if width % 2 or not 0 < width <= whole:
+                raise ValueError(f"{name}={width} must be even for rotary positions, and at most {whole}")
             divisors = rope.scaling.divisors if rope.scaling else ()
             if divisors and len(divisors) != width // 2:
                 raise ValueError(f"longrope has {len(divisors)} factors, expected {width // 2}: one for each frequency")
+
+        if self.mla and self.head_dim != self.mla.nope_dim + self.mla.rope_dim:
+            raise ValueError(
+                f"head_dim={self.head_dim} must be nope_dim + rope_dim = {self.mla.nope_dim + self.mla.rope_dim}"
+            )
 
     @property
     def n_layers(self) -> int:
@@ -163,6 +230,16 @@ class ModelConfig:
     def layers(self) -> tuple[LayerKind, ...]:
         """The kind of every layer, first to last."""
         return tuple(itertools.chain.from_iterable(s.pattern * s.repeats for s in self.segments))
+
+    @property
+    def stored(self) -> tuple[int, int, int]:
+        """What the cache holds of a token in a layer: heads, width of a key, width of a value.
+
+        Values of width 0 are the first columns of the keys.
+        """
+        if self.mla:
+            return 1, self.mla.kv_rank + self.mla.rope_dim, 0
+        return self.n_kv_heads, self.head_dim, self.head_dim
 
     def count(self, kind: LayerKind) -> int:
         """How many layers are of this kind."""

@@ -17,10 +17,10 @@ from jaxinfer.model import Output, Transformer
 
 
 def forward(
-    model: Transformer, params: Any, tokens: jax.Array, positions: jax.Array, cache: Cache, tree=None
+    model: Transformer, params: Any, tokens: jax.Array, positions: jax.Array, cache: Cache, **options
 ) -> Output:
     """The network as a function of its parameters: see `Transformer.__call__`."""
-    return cast(Output, model.apply({"params": params}, tokens, positions, cache, tree))
+    return cast(Output, model.apply({"params": params}, tokens, positions, cache, **options))
 
 
 def logits_of(model: Transformer, params: Any, hidden: jax.Array) -> jax.Array:
@@ -30,15 +30,23 @@ def logits_of(model: Transformer, params: Any, hidden: jax.Array) -> jax.Array:
 
 def prefill(model: Transformer, params: Any, cache: Cache, tokens: jax.Array, n: jax.Array) -> Cache:
     """Commit the first n[B] of tokens i32[B, T]. The vocabulary is never touched."""
-    output = forward(model, params, tokens, positions_of(cache, tokens), cache)
+    output = forward(model, params, tokens, positions_of(cache, tokens), cache, n=n)
     return cache.policy.commit(cache, output.fresh, None, n, output.stats)
 
 
 def score(model: Transformer, params: Any, cache: Cache, tokens: jax.Array, n: jax.Array) -> tuple[Cache, jax.Array]:
     """Prefill that also gives float32[B, T, V]: the logits behind every token."""
-    output = forward(model, params, tokens, positions_of(cache, tokens), cache)
+    output = forward(model, params, tokens, positions_of(cache, tokens), cache, n=n)
     logits = logits_of(model, params, output.hidden)
     return cache.policy.commit(cache, output.fresh, None, n, output.stats), logits
+
+
+def routing(
+    model: Transformer, params: Any, cache: Cache, tokens: jax.Array, n: jax.Array
+) -> tuple[Cache, dict[str, Any]]:
+    """What the routers do with the first n[B] of tokens i32[B, T]: by layer kind, RouterStats with leaves [L, ...]."""
+    output = forward(model, params, tokens, positions_of(cache, tokens), cache, n=n)
+    return cache, output.routing
 
 
 def positions_of(cache: Cache, tokens: jax.Array) -> jax.Array:
@@ -52,7 +60,7 @@ def step(method: DecodeMethod, ctx: Context, state: DecodeState) -> DecodeState:
         draft = method.propose(ctx, state)
     depth = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32) if draft.depth is None else draft.depth
     positions = state.cache.length[:, None] + depth
-    output = forward(ctx.model, ctx.params, draft.tokens, positions, state.cache, draft.tree)
+    output = forward(ctx.model, ctx.params, draft.tokens, positions, state.cache, tree=draft.tree, decoding=True)
     logits = logits_of(ctx.model, ctx.params, output.hidden)
     with jax.named_scope("verify"):
         verdict = method.verify(ctx, state, draft, output, logits)

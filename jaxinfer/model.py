@@ -20,6 +20,7 @@ from jaxinfer.config import LayerKind, ModelConfig, Segment
 from jaxinfer.layers.attention import Attention, Place, Step
 from jaxinfer.layers.embed import Embedding
 from jaxinfer.layers.linear import Linear
+from jaxinfer.layers.mla import LatentAttention
 from jaxinfer.layers.mlp import MLP
 from jaxinfer.layers.moe import Experts
 from jaxinfer.layers.norm import Norm
@@ -32,7 +33,8 @@ class Output:
 
     hidden: jax.Array  # [B, T, D], after the final norm
     fresh: dict[str, Any]  # by layer kind: (k, v) in storage format, leaves [L, B, K, T, ...]
-    stats: Any = None  # what a policy or a router wants to know of this step
+    routing: dict[str, Any] = struct.field(default_factory=dict)  # by layer kind: RouterStats, leaves [L, ...]
+    stats: Any = None  # what a policy wants to know of this step
 
 
 class Block(nn.Module):
@@ -44,8 +46,9 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, place: Place, step: Step) -> tuple[jax.Array, tuple[Any, Any]]:
-        cfg = self.cfg
+    def __call__(self, x: jax.Array, place: Place, step: Step) -> tuple[jax.Array, tuple[Any, Any], Any]:
+        """x[B, T, D] -> [B, T, D], fresh (k, v), and what the router did, None without one."""
+        cfg, routed = self.cfg, None
 
         def norm(name, y, wanted):
             if not wanted:
@@ -58,18 +61,20 @@ class Block(nn.Module):
 
         with jax.named_scope("attention"):
             behind_norm = norm("attention_norm", x, cfg.pre_norms)
-            attention = Attention(cfg, self.kind, self.layers, self.dtype, name="attention")
+            attend = LatentAttention if cfg.mla else Attention
+            attention = attend(cfg, self.kind, self.layers, self.dtype, name="attention")
             y, fresh = attention(behind_norm, place, step)
             residual, x = x, add(x, "attention_post_norm", y)
         with jax.named_scope("mlp"):
             if not cfg.shared_norm:
                 behind_norm = norm("mlp_norm", residual if cfg.parallel else x, cfg.pre_norms)
             if self.kind.moe:
-                mlp: nn.Module = Experts(cfg, self.kind.moe, self.layers, self.dtype, name="moe")
+                experts = Experts(cfg, self.kind.moe, self.layers, self.dtype, name="moe")
+                y, routed = experts(behind_norm, place.layer, step.tokens, step.live, step.decoding)
             else:
-                mlp = MLP(cfg, self.layers, self.dtype, name="mlp")
-            x = add(x, "mlp_post_norm", mlp(behind_norm, place.layer))
-        return constrain(x, "batch", "tokens", "embed"), fresh
+                y = MLP(cfg, self.layers, self.dtype, name="mlp")(behind_norm, place.layer)
+            x = add(x, "mlp_post_norm", y)
+        return constrain(x, "batch", "tokens", "embed"), fresh, routed
 
 
 class Pattern(nn.Module):
@@ -81,11 +86,12 @@ class Pattern(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, places: list[Place], step: Step):
-        fresh = []
+        made = []
         for j, (kind, place) in enumerate(zip(self.segment.pattern, places, strict=True)):
-            x, kv = Block(self.cfg, kind, self.segment.repeats, self.dtype, name=f"layer_{j}")(x, place, step)
-            fresh.append(kv)
-        return x, fresh
+            block = Block(self.cfg, kind, self.segment.repeats, self.dtype, name=f"layer_{j}")
+            x, *new = block(x, place, step)
+            made.append(tuple(new))
+        return x, made
 
 
 class Transformer(nn.Module):
@@ -113,18 +119,30 @@ class Transformer(nn.Module):
             shape, axes = (cfg.vocab_size, cfg.d_model), ("vocab", "embed")
             self.head = Linear(shape, axes, dtype=self.dtype, out_dtype=jnp.float32)
 
-    def __call__(self, tokens: jax.Array, positions: jax.Array, cache: Cache, tree: jax.Array | None = None) -> Output:
-        """tokens, positions i32[B, T]; tree bool[B, T, T] or None for a chain -> Output."""
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        cache: Cache,
+        tree: jax.Array | None = None,
+        n: jax.Array | None = None,
+        decoding: bool = False,
+    ) -> Output:
+        """tokens, positions i32[B, T]; tree bool[B, T, T] or None for a chain -> Output.
+
+        n: i32[B], how many of each row's tokens are not padding; None: all. decoding: a step of the decode loop.
+        """
         x = constrain(self.embed(tokens, positions), "batch", "tokens", "embed")
-        step = Step.of(positions, tree, cache)
-        fresh: dict[str, list] = {kind.name: [] for kind in self.cfg.kinds}
+        step = Step.of(tokens, positions, n, tree, cache, decoding)
+        made: dict[str, list] = {kind.name: [] for kind in self.cfg.kinds}
         for i, (segment, places) in enumerate(zip(self.cfg.segments, layer_places(self.cfg), strict=True)):
             places = jax.tree.map(lambda x: x[0], places) if self.is_initializing() else places
             x, new = getattr(self, f"segment_{i}")(x, places, step)
-            for name, kv in by_kind(segment, new).items():
-                fresh[name].append(kv)
-        joined = {name: jax.tree.map(lambda *parts: concat(parts), *kvs) for name, kvs in fresh.items()}
-        return Output(hidden=self.final_norm(x), fresh=joined)
+            for name, outputs in by_kind(segment, new).items():
+                made[name].append(outputs)
+        joined = {name: jax.tree.map(lambda *parts: concat(parts), *outputs) for name, outputs in made.items()}
+        routing = {name: routed for name, (_, routed) in joined.items() if routed is not None}
+        return Output(self.final_norm(x), {name: kv for name, (kv, _) in joined.items()}, routing)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden[B, T, D] -> float32[B, T, V]."""
@@ -157,18 +175,18 @@ def layer_places(cfg: ModelConfig) -> list[list[Place]]:
     return places
 
 
-def by_kind(segment: Segment, fresh: list) -> dict[str, Any]:
-    """Fresh leaves [repeats, B, ...] by position in the pattern -> [layers of that kind, B, ...] by kind, in order."""
+def by_kind(segment: Segment, made: list) -> dict[str, Any]:
+    """Leaves [repeats, ...] by position in the pattern -> [layers of that kind, ...] by kind, in order."""
     groups: dict[str, list] = {}
-    for kind, kv in zip(segment.pattern, fresh, strict=True):
-        groups.setdefault(kind.name, []).append(kv)
+    for kind, outputs in zip(segment.pattern, made, strict=True):
+        groups.setdefault(kind.name, []).append(outputs)
 
     def interleave(*parts):
         if len(parts) == 1:
             return parts[0]
         return jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
 
-    return {name: jax.tree.map(interleave, *kvs) for name, kvs in groups.items()}
+    return {name: jax.tree.map(interleave, *outputs) for name, outputs in groups.items()}
 
 
 def concat(parts: tuple[jax.Array, ...]) -> jax.Array:

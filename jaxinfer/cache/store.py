@@ -41,8 +41,9 @@ def round_up(n: int, multiple: int = BLOCK) -> int:
 
 def empty_store(cfg: ModelConfig, kind: LayerKind, batch: int, slots: int, dtype: jnp.dtype) -> Store:
     """A store without tokens: zeros, because 0 x NaN from an unused slot would reach the output."""
-    shape = (cfg.count(kind), batch, cfg.n_kv_heads, slots, cfg.head_dim)
-    return Store(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype), pos=jnp.full((batch, slots), -1, jnp.int32))
+    heads, *widths = cfg.stored
+    k, v = (jnp.zeros((cfg.count(kind), batch, heads, slots, width), dtype) for width in widths)
+    return Store(k, v, pos=jnp.full((batch, slots), -1, jnp.int32))
 
 
 def causal(kind: LayerKind, q_pos: jax.Array, kv_pos: jax.Array) -> jax.Array:

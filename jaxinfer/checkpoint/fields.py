@@ -64,6 +64,11 @@ class Fields:
         value = self._typed(name, None, (dict,), "an object")
         return None if value is None else Fields(self.file, value)
 
+    def require(self, name: str, value: Any) -> None:
+        """Raise InputError if the field is there and says anything else."""
+        if self.get(name, value) != value:
+            raise InputError(f"{self.file}: {self.prefix + name}={self.get(name)!r}: only {value!r} is supported")
+
     def refuse(self, name: str, why: str) -> None:
         """Raise InputError if the field is set to anything but null, false or zero."""
         if self.get(name, None):

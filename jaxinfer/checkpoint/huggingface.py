@@ -27,8 +27,10 @@ def open_folder(folder: Path) -> tuple[Family, ModelConfig, Tensors]:
     Raises InputError if a file is missing or damaged, or if the model is of a family that is not supported.
     """
     fields = Fields(str(folder / CONFIG), read_json(folder / CONFIG))
-    fields.refuse("quantization_config", "quantized Hugging Face checkpoints are not supported; GGUF ones are")
     family = by_hf_type(fields.text("model_type"), fields.file)
+    packing = fields.group("quantization_config")
+    if packing is None or packing.get("quant_method", None) != family.hf_packing:
+        fields.refuse("quantization_config", "Hugging Face checkpoints quantized so are not supported; GGUF ones are")
     config = configured(lambda: family.hf_config(fields), fields.file)
     tensors = {}
     for file, names in _files(folder).items():
@@ -38,8 +40,8 @@ def open_folder(folder: Path) -> tuple[Family, ModelConfig, Tensors]:
         if absent:
             raise InputError(f"{file}: tensor {absent[0]!r} is missing, though {INDEX} says it is in this file")
         for name in sorted(names or present):
-            tensors[_renamed(family, name)] = _tensor(file, opened, name)
-    return family, config, tensors
+            tensors[_renamed(family, name)] = _tensor(file, opened, name, (*_FLOATS, "U8") if packing else _FLOATS)
+    return family, config, family.hf_tensors(tensors) if family.hf_tensors else tensors
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -82,11 +84,11 @@ def _open(file: Path) -> Any:
         raise InputError(f"{file}: is cut short or not a safetensors file ({error}); download it again") from None
 
 
-def _tensor(file: Path, opened: Any, name: str) -> Tensor:
+def _tensor(file: Path, opened: Any, name: str, dtypes: tuple[str, ...]) -> Tensor:
     part = opened.get_slice(name)
 
     def rows(start: int, stop: int) -> np.ndarray:
-        if part.get_dtype() not in _FLOATS:
+        if part.get_dtype() not in dtypes:
             raise InputError(f"{file}: tensor {name!r} is {part.get_dtype()}; supported: {', '.join(_FLOATS)}")
         return part[start:stop]
 

@@ -30,6 +30,8 @@ class Scoring(NamedTuple):
 
     softcap: float | None = None  # cap * tanh(score / cap) (Gemma 2)
     slopes: Any = None  # float32[N]: by how much a head's scores fall with each token of distance (ALiBi)
+    sinks: Any = None  # float32[N]: a score for each head that weighs in the softmax and brings no value (gpt-oss)
+    value_width: int | None = None  # values are that many first columns of the keys (latent attention)
 
 
 PLAIN = Scoring()
@@ -80,7 +82,12 @@ def attend(
     """
     running = fold_fresh(q, k, v, mask, q_pos, scoring)
     running = fold_cached(running, q, store, layer, q_pos, extent, visible, decode, scoring)
-    return running.out / running.total
+    if scoring.sinks is None:
+        return running.out / running.total
+    sinks = jnp.tile(scoring.sinks.reshape(q.shape[1], -1), (1, k.shape[2]))[None, :, :, None]  # [1, K, T*G, 1]
+    top = jnp.maximum(running.top, sinks)
+    shrink = jnp.exp(running.top - top)
+    return running.out * shrink / (running.total * shrink + jnp.exp(sinks - top))
 
 
 def fold_fresh(
@@ -98,8 +105,9 @@ def fold_fresh(
     for start in range(0, tokens, QUERY_BLOCK):
         end = min(start + QUERY_BLOCK, tokens)
         rows = q[:, :, start * group : end * group]
+        keys = k[:, :, :end]
         adjust = _adjustment(scoring, None if q_pos is None else (q_pos[:, start:end], q_pos[:, :end]))
-        blocks.append(_fold(None, rows, k[:, :, :end], v[:, :, :end], mask[:, start:end, :end], adjust))
+        blocks.append(_fold(None, rows, keys, _values(keys, v[:, :, :end], scoring), mask[:, start:end, :end], adjust))
     return blocks[0] if len(blocks) == 1 else Running(*(jnp.concatenate(x, axis=2) for x in zip(*blocks, strict=True)))
 
 
@@ -128,12 +136,16 @@ def fold_cached(
             return jax.lax.dynamic_slice(stored, index, (1, *stored.shape[1:3], size, *stored.shape[4:]))[0]
 
         k = decode(jax.tree.map(read, store.k), q.dtype)
-        v = decode(jax.tree.map(read, store.v), q.dtype)
+        v = _values(k, decode(jax.tree.map(read, store.v), q.dtype), scoring)
         kv_pos = jax.lax.dynamic_slice_in_dim(store.pos, i * size, size, axis=1)
         adjust = _adjustment(scoring, (q_pos, kv_pos))
         return _fold(running, q, k, v, visible(q_pos[:, :, None], kv_pos[:, None, :]), adjust)
 
     return jax.lax.fori_loop(0, (extent + size - 1) // size, block, running)
+
+
+def _values(k: jax.Array, v: jax.Array, scoring: Scoring) -> jax.Array:
+    return v if scoring.value_width is None else k[..., : scoring.value_width]
 
 
 def _adjustment(scoring: Scoring, positions: tuple[jax.Array, jax.Array] | None) -> Callable[[jax.Array], jax.Array]:

@@ -15,6 +15,7 @@ from jaxinfer.kernels.attention import Scoring, attend, fold_heads, unfold_heads
 from jaxinfer.layers.linear import Linear
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.position import alibi_slopes, rotate
+from jaxinfer.layers.stacked import parameter
 from jaxinfer.sharding.rules import constrain
 
 
@@ -22,14 +23,20 @@ from jaxinfer.sharding.rules import constrain
 class Step:
     """What every layer of one forward shares."""
 
+    tokens: jax.Array  # i32[B, T]
     positions: jax.Array  # i32[B, T]
+    live: jax.Array  # bool[B, T]: False for padding
     tree: jax.Array | None  # bool[B, T, T]: which fresh token sees which; None: each sees those before it, and itself
     cache: Cache
     extents: dict[str, jax.Array]  # i32[] for each store: slots in use
+    decoding: bool = struct.field(pytree_node=False, default=False)  # a step of the decode loop, not a prompt
 
     @classmethod
-    def of(cls, positions: jax.Array, tree: jax.Array | None, cache: Cache) -> "Step":
-        return cls(positions, tree, cache, {name: extent(store) for name, store in cache.stores.items()})
+    def of(cls, tokens, positions, n: jax.Array | None, tree: jax.Array | None, cache: Cache, decoding: bool) -> "Step":
+        order = jnp.arange(tokens.shape[1])
+        live = jnp.ones(tokens.shape, bool) if n is None else order < n[:, None]
+        extents = {name: extent(store) for name, store in cache.stores.items()}
+        return cls(tokens, positions, live, tree, cache, extents, decoding)
 
 
 @struct.dataclass
@@ -74,12 +81,22 @@ class Attention(nn.Module):
         visible = partial(policy.visible, kind)
         mask = visible(step.positions[:, :, None], step.positions[:, None, :]) & chain_or(step.tree, x.shape[1])
         store, extent = step.cache.stores[kind.name], step.extents[kind.name]
-        slopes = None if cfg.alibi is None else alibi_slopes(n) * np.float32(cfg.alibi)
-        scoring = Scoring(cfg.attention_softcap, slopes)
+        scoring = Scoring(cfg.attention_softcap, _slopes(cfg), self._sinks(place))
         out = attend(q, k, v, mask, store, place.slot, step.positions, extent, visible, policy.decode, scoring)
         out = unfold_heads(out.astype(x.dtype), x.shape[1])
         outward = linear((d, n, h), ("embed", "heads", "head_dim"), n_in=2, bias=cfg.output_bias, name="o")
         return outward(out, place.layer), fresh
+
+    def _sinks(self, place: Place) -> jax.Array | None:
+        if not self.cfg.sinks:
+            return None
+        shape, axes = (self.layers, self.cfg.n_heads), ("layers", "heads")
+        stack = parameter(self, "sinks", nn.initializers.zeros, shape, axes, jnp.float32)
+        return jax.lax.dynamic_index_in_dim(stack, place.layer, keepdims=False)
+
+
+def _slopes(cfg: ModelConfig) -> np.ndarray | None:
+    return None if cfg.alibi is None else alibi_slopes(cfg.n_heads) * np.float32(cfg.alibi)
 
 
 def chain_or(tree: jax.Array | None, width: int) -> jax.Array:

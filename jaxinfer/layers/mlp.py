@@ -20,6 +20,17 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+SWIGLU_LIMIT, SWIGLU_ALPHA = 7.0, 1.702
+
+
+def gated(activation: str, gate: jax.Array, up: jax.Array) -> jax.Array:
+    """act(gate) * up; `swiglu_clamped` bounds both and adds one to `up` (gpt-oss, 2025, section 2.2)."""
+    if activation == "swiglu_clamped":
+        gate, up = jnp.minimum(gate, SWIGLU_LIMIT), jnp.clip(up, -SWIGLU_LIMIT, SWIGLU_LIMIT)
+        return gate * jax.nn.sigmoid(SWIGLU_ALPHA * gate) * (up + 1)
+    return ACTIVATIONS[activation](gate) * up
+
+
 class MLP(nn.Module):
     """down(act(gate x) * up x) if gated: SwiGLU with silu, GeGLU with gelu (Shazeer 2020, "GLU Variants").
 
@@ -36,10 +47,10 @@ class MLP(nn.Module):
         cfg = self.cfg
         d, f = cfg.d_model, cfg.d_ff
         linear = partial(Linear, dtype=self.dtype, layers=self.layers, bias=cfg.mlp_bias)
-        act = ACTIVATIONS[cfg.activation]
+        up = partial(linear((f, d), ("mlp", "embed"), name="up"), x, layer)
         if cfg.gated:
             gate = linear((f, d), ("mlp", "embed"), name="gate")(x, layer)
-            hidden = act(gate) * linear((f, d), ("mlp", "embed"), name="up")(x, layer)
+            hidden = gated(cfg.activation, gate, up())
         else:
-            hidden = act(linear((f, d), ("mlp", "embed"), name="up")(x, layer))
+            hidden = ACTIVATIONS[cfg.activation](up())
         return linear((d, f), ("embed", "mlp"), name="down")(constrain(hidden, "batch", "tokens", "mlp"), layer)

@@ -7,12 +7,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 
 from jaxinfer.config import ModelConfig, MoE
-from jaxinfer.layers import routing
+from jaxinfer.layers import dispatch, routing
 from jaxinfer.layers.linear import Linear, matmul
-from jaxinfer.layers.mlp import ACTIVATIONS, MLP
+from jaxinfer.layers.mlp import MLP, gated
 from jaxinfer.layers.stacked import parameter
+
+
+@struct.dataclass
+class RouterStats:
+    """What a router did with the tokens of a forward, padding left out."""
+
+    z_loss: jax.Array  # float32[]
+    balance_loss: jax.Array  # float32[]: 1 if balanced; of the likeliest experts where tokens do not choose
+    load: jax.Array  # float32[E]: assignments that reached each expert, as a share of all tokens
+    dropped: jax.Array  # float32[]: the share of a token's top_k assignments that reached no expert
 
 
 class Experts(nn.Module):
@@ -24,39 +35,54 @@ class Experts(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, layer: jax.Array) -> jax.Array:
-        """x[B, T, D], layer i32[] within the stack -> [B, T, D]."""
-        cfg, moe = self.cfg, self.moe
-        d, f = cfg.d_model, moe.d_ff
+    def __call__(
+        self, x: jax.Array, layer: jax.Array, tokens: jax.Array, live: jax.Array, decoding: bool = False
+    ) -> tuple[jax.Array, RouterStats]:
+        """x[B, T, D], layer i32[] within the stack, tokens i32[B, T], live bool[B, T] -> [B, T, D], statistics."""
+        cfg, d = self.cfg, self.cfg.d_model
+        moe = self.moe.alone() if decoding and self.moe.in_decode == "dropless" else self.moe
         linear = partial(Linear, dtype=self.dtype, layers=self.layers)
-        logits = linear((moe.experts, d), ("experts", "embed"), out_dtype=jnp.float32, name="router")(x, layer)
-        gate = self._stack("gate", (f, d), ("mlp", "embed"))
-        up = self._stack("up", (f, d), ("mlp", "embed"))
-        down = self._stack("down", (d, f), ("embed", "mlp"))
-        act = ACTIVATIONS[cfg.activation]
+        outputs = moe.experts * (moe.slots if moe.router == "soft" else 1)
+        router = linear((outputs, d), ("experts", "embed"), bias=moe.bias, out_dtype=jnp.float32, name="router")
+        logits = router(x, layer).reshape(-1, outputs)
+        bias = self._bias("correction", (moe.experts,), ("experts",))[layer] if moe.router == "sigmoid" else None
 
-        def ffn(rows: jax.Array, e: jax.Array) -> jax.Array:
-            index = layer * moe.experts + e
-
-            def product(y, stack, shape):
-                return matmul(y, stack.reshape(-1, *shape), shape, layer=index).astype(rows.dtype)
-
-            return product(act(product(rows, gate, (f, d))) * product(rows, up, (f, d)), down, (d, f))
-
-        tokens = x.reshape(-1, d)
-        gates, experts = routing.route(logits.reshape(-1, moe.experts), moe)
-        if moe.dispatch == "capacity":
-            size = routing.capacity(tokens.shape[0], moe)
-            out, _ = routing.with_capacity(tokens, gates, experts, ffn, moe.experts, size)
+        ffn = self._ffn(layer)
+        flat, alive = x.reshape(-1, d), live.reshape(-1)
+        if moe.router == "soft":
+            out, stats = _soft(flat, logits, moe, ffn, alive, decoding and moe.in_decode == "dropless")
+        elif moe.router == "expert_choice":
+            out, stats = _expert_choice(flat, logits, moe, ffn, alive)
         else:
-            out = getattr(routing, moe.dispatch)(tokens, gates, experts, ffn, moe.experts)
+            out, stats = _token_choice(flat, logits, bias, moe, ffn, tokens.reshape(-1), alive)
         out = out.astype(x.dtype).reshape(x.shape)
         if moe.shared_d_ff is None:
-            return out
+            return out, stats
         shared = MLP(cfg.replace(d_ff=moe.shared_d_ff), self.layers, self.dtype, name="shared")(x, layer)
         if moe.shared_gate:
             shared = shared * jax.nn.sigmoid(linear((1, d), ("one", "embed"), name="shared_gate")(x, layer))
-        return out + shared
+        return out + shared, stats
+
+    def _ffn(self, layer: jax.Array) -> dispatch.Expert:
+        """One expert's gated MLP, as a function of rows [R, D] and the expert i32[]."""
+        d, f, n = self.cfg.d_model, self.moe.d_ff, self.moe.experts
+        shapes = {"gate": (f, d), "up": (f, d), "down": (d, f)}
+        axes = {"gate": ("mlp", "embed"), "up": ("mlp", "embed"), "down": ("embed", "mlp")}
+        kernels = {name: self._stack(name, shapes[name], axes[name]) for name in shapes}
+        biases = {}
+        if self.moe.bias:
+            names = {name: ("experts", axes[name][0]) for name in shapes}
+            biases = {name: self._bias(f"{name}_bias", (n, shapes[name][0]), names[name]) for name in shapes}
+
+        def ffn(rows: jax.Array, e: jax.Array) -> jax.Array:
+            def product(y: jax.Array, name: str) -> jax.Array:
+                shape = shapes[name]
+                out = matmul(y, kernels[name].reshape(-1, *shape), shape, layer=layer * n + e)
+                return (out + biases[name][layer, e] if biases else out).astype(rows.dtype)
+
+            return product(gated(self.cfg.activation, product(rows, "gate"), product(rows, "up")), "down")
+
+        return ffn
 
     def _stack(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Any:
         def init(key, shape, dtype):
@@ -64,3 +90,51 @@ class Experts(nn.Module):
 
         full = (self.layers, self.moe.experts, *shape)
         return parameter(self, name, init, full, ("layers", "experts", *axes), self.dtype)
+
+    def _bias(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Any:
+        zeros = nn.initializers.zeros
+        return parameter(self, name, zeros, (self.layers, *shape), ("layers", *axes), jnp.float32)
+
+
+def _token_choice(x, logits, bias, moe: MoE, ffn, tokens, live) -> tuple[jax.Array, RouterStats]:
+    gates, experts = routing.route(logits, moe, bias, tokens, live)
+    kept = jnp.broadcast_to(live[:, None], experts.shape)
+    if moe.dispatch == "capacity":
+        size = dispatch.capacity(len(x), moe)
+        by_gate = moe.priority == "gate"
+        out, kept = dispatch.with_capacity(x, gates, experts, ffn, moe.experts, size, by_gate, live)
+    else:
+        compute = {"dropless": dispatch.dropless, "dense": dispatch.dense}[moe.dispatch]
+        out = compute(x, gates, experts, ffn, moe.experts)
+    n = jnp.maximum(jnp.sum(live), 1)
+    load = jnp.sum(jax.nn.one_hot(experts, moe.experts) * kept[..., None], axis=(0, 1)) / n
+    balance = routing.load_balance_loss(logits, experts, live)
+    return out, RouterStats(routing.z_loss(logits, live), balance, load, 1 - jnp.sum(load) / moe.top_k)
+
+
+def _expert_choice(x, logits, moe: MoE, ffn, live) -> tuple[jax.Array, RouterStats]:
+    size = min(dispatch.capacity(len(x), moe), len(x))
+    gates, tokens = routing.expert_choice(logits, size, live)
+    out = dispatch.chosen_by_experts(x, gates, tokens, ffn)
+    _, likeliest = jax.lax.top_k(logits, moe.top_k)
+    n = jnp.maximum(jnp.sum(live), 1)
+    load = jnp.sum(live[tokens], axis=1) / n
+    chosen = jnp.zeros(len(x), jnp.int32).at[tokens].add(1)
+    untaken = jnp.sum(jnp.where(live, jnp.maximum(moe.top_k - chosen, 0), 0)) / (n * moe.top_k)
+    balance = routing.load_balance_loss(logits, likeliest, live)
+    return out, RouterStats(routing.z_loss(logits, live), balance, load, untaken)
+
+
+def _soft(x, logits, moe: MoE, ffn, live, alone: bool) -> tuple[jax.Array, RouterStats]:
+    by_slot = logits.reshape(-1, moe.experts, moe.slots)
+    if alone:  # a single token fills every slot: what is left of the mixture is the way back
+        gates = jnp.sum(jax.nn.softmax(logits, axis=-1).reshape(by_slot.shape), axis=-1)
+        every = jnp.broadcast_to(jnp.arange(moe.experts), gates.shape)
+        out = dispatch.dense(x, gates, every, ffn, moe.experts)
+    else:
+        out = dispatch.soft(x, by_slot, ffn, live)
+    load = routing.mean(jax.nn.softmax(logits, axis=-1).reshape(by_slot.shape).sum(axis=-1), live)
+    everyone = jnp.broadcast_to(jnp.arange(moe.experts), by_slot.shape[:2])
+    per_expert = jax.nn.logsumexp(by_slot, axis=-1)
+    balance = routing.load_balance_loss(per_expert, everyone, live)
+    return out, RouterStats(routing.z_loss(logits, live), balance, load, jnp.float32(0))

@@ -1,106 +1,107 @@
-"""Which experts a token goes to, and how its activations get there and back: pure functions of arrays.
+"""Which experts a token goes to: pure functions of arrays. How it gets there and back: `jaxinfer.layers.dispatch`.
 
-N tokens, E experts, k experts a token, C slots an expert. A dispatch is given `ffn(x[R, D], e) -> [R, D]`, one expert's
-MLP, with e an i32[].
+N tokens, E experts, k experts a token, C slots an expert. `live` bool[N] says which tokens are not padding.
 """
-
-import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from jaxinfer.config import MoE
 
-Expert = Callable[[jax.Array, jax.Array], jax.Array]
-
-LARGEST_BLOCK = 128  # rows that one expert computes at a time
+SINKHORN_ROUNDS = 8
 
 
-def route(logits: jax.Array, moe: MoE) -> tuple[jax.Array, jax.Array]:
-    """Router logits [N, E] -> gates float32[N, k] and experts i32[N, k], the likeliest first."""
+def route(
+    logits: jax.Array, moe: MoE, bias: jax.Array | None = None, tokens: jax.Array | None = None, live=None
+) -> tuple[jax.Array, jax.Array]:
+    """Router logits [N, E] -> gates float32[N, k] and experts i32[N, k], the first choice first.
+
+    bias: float32[E], added for the choice and not for the gate (`sigmoid`). tokens: i32[N], their ids (`hash`).
+    """
     logits = logits.astype(jnp.float32)
+    if moe.router == "hash":
+        assert tokens is not None, "hash routing goes by the ids of the tokens"
+        experts = hashed(tokens, moe.experts, moe.top_k)
+        return jnp.full(experts.shape, moe.scale / moe.top_k), experts
     if moe.router == "topk":
-        top, experts = jax.lax.top_k(logits, moe.top_k)
-        return jax.nn.softmax(top, axis=-1), experts
-    gates, experts = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), moe.top_k)
-    return (gates / jnp.sum(gates, axis=-1, keepdims=True) if moe.normalize else gates), experts
+        top, experts = jax.lax.top_k(_limited(logits, moe), moe.top_k)
+        return jax.nn.softmax(top, axis=-1) * moe.scale, experts
+    scores = jax.nn.sigmoid(logits) if moe.router == "sigmoid" else jax.nn.softmax(logits, axis=-1)
+    choice = sinkhorn(logits, live) if moe.router == "sinkhorn" else scores
+    _, experts = jax.lax.top_k(_limited(choice if bias is None else choice + bias, moe), moe.top_k)
+    gates = jnp.take_along_axis(scores, experts, axis=-1)
+    if moe.normalize:
+        gates = gates / (jnp.sum(gates, axis=-1, keepdims=True) + 1e-20)
+    return gates * moe.scale, experts
 
 
-def load_balance_loss(logits: jax.Array, experts: jax.Array) -> jax.Array:
+def _limited(choice: jax.Array, moe: MoE) -> jax.Array:
+    """Only the experts of a token's `top_groups` best groups stay (DeepSeek-V2, section 2.2.2; V3, section 2.1.2).
+
+    A group is worth its best expert, or with `sigmoid` its best two.
+    """
+    if moe.groups is None:
+        return choice
+    grouped = choice.reshape(-1, moe.groups, moe.experts // moe.groups)
+    worth = jnp.sum(jax.lax.top_k(grouped, 2 if moe.router == "sigmoid" else 1)[0], axis=-1)
+    _, best = jax.lax.top_k(worth, moe.top_groups)
+    stays = jnp.any(best[:, :, None] == jnp.arange(moe.groups), axis=1)
+    return jnp.where(stays[:, :, None], grouped, -jnp.inf).reshape(choice.shape)
+
+
+def sinkhorn(logits: jax.Array, live: jax.Array | None = None, rounds: int = SINKHORN_ROUNDS) -> jax.Array:
+    """A soft assignment in which all experts are wanted equally: float32[N, E], each row sums to 1.
+
+    S-BASE (Clark et al. 2022, "Unified Scaling Laws for Routed Language Models", section 3.1). Rows and columns of exp(logits) are normalized in turn (Sinkhorn and Knopp 1967). BASE (Lewis et al. 2021) solves
+    the same balanced assignment by auction.
+    """
+    n, n_experts = logits.shape
+    alive = jnp.ones(n, bool) if live is None else live
+    share = jnp.log(jnp.sum(alive) / n_experts)
+    plan = jnp.where(alive[:, None], logits.astype(jnp.float32), -jnp.inf)
+
+    def once(_, plan):
+        plan = plan - jax.nn.logsumexp(plan, axis=0, keepdims=True) + share
+        return jnp.where(alive[:, None], plan - jax.nn.logsumexp(plan, axis=1, keepdims=True), -jnp.inf)
+
+    return jnp.exp(jax.lax.fori_loop(0, rounds, once, plan))
+
+
+def hashed(tokens: jax.Array, n_experts: int, top_k: int) -> jax.Array:
+    """i32[N, k]: different experts for a token id, as good as random and always the same (Hash Layers, Roller 2021)."""
+    x = tokens.astype(jnp.uint32)
+    for factor in (0x85EBCA6B, 0xC2B2AE35):  # the finalizer of MurmurHash3: every bit of the id reaches every other
+        x = (x ^ (x >> 16)) * jnp.uint32(factor)
+    x = x ^ (x >> 16)
+    step = 1 + (x >> 8) % max(1, n_experts - 1) if top_k <= 2 else jnp.ones_like(x)
+    return ((x[:, None] + step[:, None] * jnp.arange(top_k, dtype=jnp.uint32)) % n_experts).astype(jnp.int32)
+
+
+def expert_choice(logits: jax.Array, size: int, live: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Each expert takes the `size` tokens that want it most: gates float32[E, C], tokens i32[E, C] (Zhou et al. 2022).
+
+    Which tokens it takes depends on those that come later in the text, and on other rows: not causal. Padding is taken
+    last, with gate 0.
+    """
+    wanted = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    if live is not None:
+        wanted = jnp.where(live[:, None], wanted, 0.0)
+    return jax.lax.top_k(wanted.T, size)
+
+
+def load_balance_loss(logits: jax.Array, experts: jax.Array, live: jax.Array | None = None) -> jax.Array:
     """float32[]: E * sum of (share of tokens) x (mean probability) over experts; 1 if balanced (Switch, eq. 4)."""
     n_experts = logits.shape[-1]
-    share = jnp.mean(jax.nn.one_hot(experts, n_experts), axis=(0, 1))
-    return n_experts * jnp.sum(share * jnp.mean(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), axis=0))
+    share = jnp.mean(jax.nn.one_hot(experts, n_experts), axis=1)
+    probs = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    return n_experts * jnp.sum(mean(share, live) * mean(probs, live))
 
 
-def z_loss(logits: jax.Array) -> jax.Array:
+def z_loss(logits: jax.Array, live: jax.Array | None = None) -> jax.Array:
     """float32[]: the mean squared log-partition of the router (ST-MoE, Zoph et al. 2022, eq. 5)."""
-    return jnp.mean(jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1) ** 2)
+    return mean(jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1) ** 2, live)
 
 
-def capacity(n_tokens: int, moe: MoE) -> int:
-    """Slots of an expert for a batch of that many tokens, at least one."""
-    return max(1, math.ceil(moe.capacity_factor * n_tokens * moe.top_k / moe.experts))
-
-
-def dense(x: jax.Array, gates: jax.Array, experts: jax.Array, ffn: Expert, n_experts: int) -> jax.Array:
-    """Every expert for every token: x[N, D] -> float32[N, D]. The definition that the other two are held to."""
-
-    def add(out, e):
-        gate = jnp.sum(jnp.where(experts == e, gates, 0.0), axis=-1, keepdims=True)
-        return out + gate * ffn(x, e), None
-
-    return jax.lax.scan(add, jnp.zeros(x.shape, jnp.float32), jnp.arange(n_experts))[0]
-
-
-def slots(experts: jax.Array, n_experts: int) -> jax.Array:
-    """i32[N, k]: how many assignments to the same expert come before this one, tokens in order, first choices first.
-
-    GShard (Lepikhin et al. 2020, Algorithm 1): all first choices are placed before any second one.
-    """
-    by_choice = experts.T.reshape(-1)  # [k * N]
-    ahead = jnp.cumsum(jax.nn.one_hot(by_choice, n_experts, dtype=jnp.int32), axis=0) - 1
-    return jnp.take_along_axis(ahead, by_choice[:, None], axis=1)[:, 0].reshape(experts.shape[::-1]).T
-
-
-def with_capacity(
-    x: jax.Array, gates: jax.Array, experts: jax.Array, ffn: Expert, n_experts: int, size: int
-) -> tuple[jax.Array, jax.Array]:
-    """At most `size` tokens an expert: float32[N, D], zeros for what is dropped, and kept bool[N, k]."""
-    n, d = x.shape
-    slot = slots(experts, n_experts)
-    kept = slot < size
-    place = jnp.where(kept, experts * size + slot, n_experts * size)  # outside: dropped
-    token = jnp.broadcast_to(jnp.arange(n)[:, None], experts.shape)
-    buffer = jnp.zeros((n_experts * size, d), x.dtype).at[place].set(x[token], mode="drop")
-    done = jax.lax.map(lambda args: ffn(*args), (buffer.reshape(n_experts, size, d), jnp.arange(n_experts)))
-    back = jnp.take(done.reshape(-1, d), place, axis=0, mode="fill", fill_value=0).astype(jnp.float32)
-    return jnp.sum(back * gates[..., None], axis=1), kept
-
-
-def dropless(x: jax.Array, gates: jax.Array, experts: jax.Array, ffn: Expert, n_experts: int) -> jax.Array:
-    """Each token's own experts and no others: float32[N, D], whatever the load (MegaBlocks, Gale et al. 2022).
-
-    Assignments are sorted by expert and taken in blocks of one expert each. Only blocks that hold tokens run, so few
-    tokens read few experts; memory is a block and the output. The number of blocks is known at run time only, so there
-    is no gradient in reverse: train with one of the other two.
-    """
-    n, k = experts.shape
-    size = min(LARGEST_BLOCK, max(1, 1 << (n * k // n_experts).bit_length() - 1)) if n * k > n_experts else 1
-    order = jnp.argsort(experts.reshape(-1), stable=True)
-    counts = jnp.bincount(experts.reshape(-1), length=n_experts)
-    starts = jnp.cumsum(counts) - counts
-    blocks = -(-counts // size)  # of each expert
-    last = jnp.cumsum(blocks)
-    flat_gates = gates.reshape(-1)
-
-    def block(i, out):
-        e = jnp.searchsorted(last, i, side="right").astype(jnp.int32)
-        within = (i - (last[e] - blocks[e])) * size + jnp.arange(size)
-        index = jnp.take(order, jnp.minimum(starts[e] + within, n * k - 1))
-        gate = jnp.where(within < counts[e], flat_gates[index], 0.0)
-        rows = index // k
-        return out.at[rows].add(gate[:, None] * ffn(x[rows], e).astype(jnp.float32))
-
-    return jax.lax.fori_loop(0, last[-1], block, jnp.zeros(x.shape, jnp.float32))
+def mean(x: jax.Array, live: jax.Array | None) -> jax.Array:
+    """The mean over tokens that are not padding."""
+    return jnp.mean(x, axis=0) if live is None else jnp.mean(x, axis=0, where=live.reshape(-1, *(1,) * (x.ndim - 1)))

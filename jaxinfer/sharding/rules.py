@@ -4,7 +4,7 @@ Every parameter, cache leaf and activation names its logical axes where it is de
 axis each one is split over. The same model then runs on one device, on virtual CPU devices and on a real mesh
 (GSPMD, Xu et al. 2021).
 
-Logical axes: batch, tokens, slots, embed, heads, kv_heads, head_dim, mlp, experts, vocab,
+Logical axes: batch, tokens, slots, embed, heads, kv_heads, head_dim, latent, mlp, experts, vocab,
 positions, layers.
 """
 

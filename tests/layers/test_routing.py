@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxinfer.config import MoE
-from jaxinfer.layers import routing
+from jaxinfer.layers import dispatch, routing
 
 D, F = 24, 40
 
@@ -37,8 +37,8 @@ class Case:
                     out[n] += float(gate) * (down @ np.tanh(up @ np.asarray(x, np.float64)))
         return out
 
-    def of(self, dispatch):
-        return jax.jit(dispatch, static_argnums=(3, 4))(self.x, self.gates, self.chosen, self.ffn, self.moe.experts)
+    def of(self, compute):
+        return jax.jit(compute, static_argnums=(3, 4))(self.x, self.gates, self.chosen, self.ffn, self.moe.experts)
 
 
 @pytest.mark.parametrize(
@@ -46,17 +46,17 @@ class Case:
     [((1, 4, 2), 0), ((7, 4, 2), 3), ((100, 8, 3), 0), ((300, 5, 1), 3), ((3, 64, 6), 0), ((33, 6, 6), 0)],
     ids=str,
 )
-@pytest.mark.parametrize("dispatch", [routing.dense, routing.dropless])
-def test_every_token_gets_its_own_experts(shape, dispatch, skew):
+@pytest.mark.parametrize("compute", [dispatch.dense, dispatch.dropless])
+def test_every_token_gets_its_own_experts(shape, compute, skew):
     """With a skew, one expert gets nearly all tokens and others get none."""
     case = Case(*shape, skew=skew)
-    np.testing.assert_allclose(case.of(dispatch), case.slow(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(case.of(compute), case.slow(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 1.5, 100.0])
 def test_capacity_drops_the_later_tokens_and_choices(factor):
     case = Case(100, 8, 3, skew=0.4, capacity_factor=factor)
-    size = routing.capacity(100, case.moe)
+    size = dispatch.capacity(100, case.moe)
     assert size == max(1, int(np.ceil(factor * 100 * 3 / 8)))
     taken, expected = np.zeros(8, int), np.zeros((100, 3), bool)
     for j in range(3):  # all first choices before any second one
@@ -65,7 +65,7 @@ def test_capacity_drops_the_later_tokens_and_choices(factor):
             expected[n, j] = taken[e] < size
             taken[e] += 1
     args = (case.x, case.gates, case.chosen, case.ffn, 8, size)
-    found, kept = jax.jit(routing.with_capacity, static_argnums=(3, 4, 5))(*args)
+    found, kept = jax.jit(dispatch.with_capacity, static_argnums=(3, 4, 5))(*args)
     np.testing.assert_array_equal(kept, expected)
     np.testing.assert_allclose(found, case.slow(expected), rtol=1e-5, atol=1e-5)
     assert expected.all() == (factor == 100.0)
@@ -83,6 +83,116 @@ def test_gates(router, normalize):
     np.testing.assert_allclose(case.gates, expected, rtol=1e-5)
 
 
+def test_priority_by_gate_drops_those_with_small_gates():
+    case = Case(60, 5, 2, skew=0.5, capacity_factor=0.7)
+    size = dispatch.capacity(60, case.moe)
+    taken, expected = np.zeros(5, int), np.zeros((60, 2), bool)
+    for j in range(2):
+        for n in np.argsort(-case.gates[:, 0], stable=True):
+            e = case.chosen[n, j]
+            expected[n, j] = taken[e] < size
+            taken[e] += 1
+    found, kept = dispatch.with_capacity(case.x, case.gates, case.chosen, case.ffn, 5, size, by_gate=True)
+    np.testing.assert_array_equal(kept, expected)
+    np.testing.assert_allclose(found, case.slow(expected), rtol=1e-5, atol=1e-5)
+    in_order = dispatch.with_capacity(case.x, case.gates, case.chosen, case.ffn, 5, size)[1]
+    assert (in_order != kept).any()
+
+
+def test_padding_takes_no_slot():
+    case = Case(40, 4, 2, skew=0.5)
+    live = jnp.arange(40) % 3 != 0
+    found, kept = dispatch.with_capacity(case.x, case.gates, case.chosen, case.ffn, 4, 10, live=live)
+    alone = (y[live] for y in (case.x, case.gates, case.chosen))
+    expected, kept_alone = dispatch.with_capacity(*alone, case.ffn, 4, 10)
+    assert 0 < kept_alone.sum() < kept_alone.size
+    np.testing.assert_array_equal(kept[live], kept_alone)
+    np.testing.assert_allclose(found[live], expected, rtol=1e-5, atol=1e-5)
+    assert not kept[~live].any()
+    assert not found[~live].any()
+
+
+def test_switch_is_the_likeliest_expert_with_its_probability():
+    case = Case(30, 5, 1)
+    probs = np.exp(case.logits) / np.exp(case.logits).sum(axis=1, keepdims=True)
+    np.testing.assert_array_equal(case.chosen[:, 0], probs.argmax(axis=1))
+    np.testing.assert_allclose(case.gates[:, 0], probs.max(axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("router", "best"), [("softmax", 1), ("sigmoid", 2)])
+def test_groups_limit_the_choice(router, best):
+    """A group is worth its best expert under softmax, its best two under sigmoid; the bias moves the choice alone."""
+    case = Case(50, 12, 3, router=router, groups=4, top_groups=2, normalize=router == "sigmoid", scale=1.5)
+    bias = np.random.default_rng(5).standard_normal(12).astype(np.float32) / 5 if router == "sigmoid" else None
+    gates, chosen = routing.route(case.logits, case.moe, bias)
+    logits = np.asarray(case.logits, np.float64)
+    scores = 1 / (1 + np.exp(-logits)) if router == "sigmoid" else np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    for n, row in enumerate(scores):
+        wanted = row + (0 if bias is None else bias)
+        worth = [np.sort(group)[-best:].sum() for group in wanted.reshape(4, 3)]
+        allowed = [e for e in range(12) if e // 3 in np.argsort(worth)[-2:]]
+        expected = sorted(allowed, key=lambda e: -wanted[e])[:3]
+        assert chosen[n].tolist() == expected
+        gate = row[expected] / (row[expected].sum() if router == "sigmoid" else 1)
+        np.testing.assert_allclose(gates[n], 1.5 * gate, rtol=1e-5)
+
+
+def test_sinkhorn_evens_out_what_softmax_does_not():
+    case = Case(400, 8, 1, skew=1.0)
+    balanced = routing.sinkhorn(case.logits, rounds=50)
+    np.testing.assert_allclose(balanced.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(balanced.sum(axis=0), 50, rtol=0.02)
+    _, chosen = routing.route(case.logits, MoE(8, 1, F, router="sinkhorn"))
+    fullest = lambda experts: np.bincount(np.asarray(experts).ravel(), minlength=8).max() / 50  # noqa: E731
+    assert fullest(chosen) < 0.5 * fullest(case.chosen)
+    live = jnp.arange(400) < 250  # padding changes nothing for the others
+    np.testing.assert_allclose(
+        routing.sinkhorn(case.logits, live)[:250], routing.sinkhorn(case.logits[:250]), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(8, 1), (8, 2), (5, 3), (1, 1)])
+def test_hash_routing_goes_by_the_token_alone_and_evenly(experts, top_k):
+    tokens = jnp.arange(20_000)
+    gates, chosen = routing.route(jnp.zeros((20_000, experts)), MoE(experts, top_k, F, router="hash"), tokens=tokens)
+    assert (gates == 1 / top_k).all()
+    assert (np.diff(np.sort(chosen, axis=1), axis=1) > 0).all()  # different experts
+    load = np.bincount(np.asarray(chosen).ravel(), minlength=experts) / 20_000
+    np.testing.assert_allclose(load, top_k / experts, rtol=0.05)
+    again = routing.hashed(tokens[::-1], experts, top_k)
+    np.testing.assert_array_equal(again[::-1], chosen)
+
+
+def test_expert_choice_fills_every_expert_exactly():
+    case, size = Case(30, 4, 2, skew=2.0), 9
+    live = jnp.arange(30) < 26
+    gates, tokens = routing.expert_choice(case.logits, size, live)
+    assert tokens.shape == (4, size)
+    probs = np.exp(case.logits) / np.exp(case.logits).sum(axis=1, keepdims=True)
+    expected = np.zeros((30, D))
+    for e in range(4):
+        best = np.argsort(-probs[:26, e])[:size]
+        assert set(tokens[e].tolist()) == set(best.tolist())
+        for n in best:
+            x = np.asarray(case.x[n], np.float64)
+            expected[n] += probs[n, e] * (np.asarray(case.down[e]) @ np.tanh(np.asarray(case.up[e]) @ x))
+    found = dispatch.chosen_by_experts(case.x, gates, tokens, case.ffn)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_soft_mixture_is_its_definition():
+    case = Case(20, 6, 1)
+    live, logits = np.arange(20) < 17, np.asarray(case.logits, np.float64).reshape(20, 3, 2)
+    into = np.exp(logits) * live[:, None, None]
+    into /= into.sum(axis=0)
+    slots = np.einsum("nep,nd->epd", into, case.x)
+    done = np.stack([np.asarray(case.ffn(jnp.asarray(slots[e], jnp.float32), e)) for e in range(3)])
+    back = np.exp(logits) / np.exp(logits).sum(axis=(1, 2), keepdims=True)
+    expected = np.einsum("nep,epd->nd", back, done)
+    found = dispatch.soft(case.x, jnp.asarray(logits, jnp.float32), case.ffn, jnp.asarray(live))
+    np.testing.assert_allclose(found[:17], expected[:17], rtol=1e-4, atol=1e-5)
+
+
 def test_losses():
     case = Case(50, 4, 2)
     probs = np.exp(case.logits) / np.exp(case.logits).sum(axis=1, keepdims=True)
@@ -93,15 +203,20 @@ def test_losses():
     assert routing.z_loss(case.logits) == pytest.approx((np.log(np.exp(case.logits).sum(axis=1)) ** 2).mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize("dispatch", ["dense", "with_capacity"])
-def test_gradients_reach_the_router(dispatch):
-    case = Case(16, 4, 2)
+@pytest.mark.parametrize("kind", ["dense", "capacity", "expert_choice", "soft", "sigmoid"])
+def test_gradients_reach_the_router(kind):
+    router = "sigmoid" if kind == "sigmoid" else "softmax"
+    case = Case(16, 4, 2, router=router)
 
     def loss(logits):
+        if kind == "expert_choice":
+            return jnp.sum(dispatch.chosen_by_experts(case.x, *routing.expert_choice(logits, 5), case.ffn) ** 2)
+        if kind == "soft":
+            return jnp.sum(dispatch.soft(case.x, logits.reshape(16, 2, 2), case.ffn) ** 2)
         gates, chosen = routing.route(logits, case.moe)
-        if dispatch == "dense":
-            return jnp.sum(routing.dense(case.x, gates, chosen, case.ffn, 4) ** 2)
-        return jnp.sum(routing.with_capacity(case.x, gates, chosen, case.ffn, 4, 16)[0] ** 2)
+        if kind == "capacity":
+            return jnp.sum(dispatch.with_capacity(case.x, gates, chosen, case.ffn, 4, 16)[0] ** 2)
+        return jnp.sum(dispatch.dense(case.x, gates, chosen, case.ffn, 4) ** 2)
 
     gradient = jax.grad(loss)(case.logits)
     step = 1e-2 * np.random.default_rng(1).standard_normal(gradient.shape).astype(np.float32)
@@ -117,7 +232,7 @@ def test_dropless_never_holds_a_slot_for_every_token_and_expert():
 
     def call(x, logits, up, down):
         gates, chosen = routing.route(logits, moe)
-        return routing.dropless(x, gates, chosen, lambda rows, e: jnp.tanh(rows @ up[e].T) @ down[e].T, experts)
+        return dispatch.dropless(x, gates, chosen, lambda rows, e: jnp.tanh(rows @ up[e].T) @ down[e].T, experts)
 
     shapes = ((n, d), (n, experts), (experts, f, d), (experts, d, f))
     compiled = jax.jit(call).lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).compile()
@@ -130,6 +245,10 @@ def test_dropless_never_holds_a_slot_for_every_token_and_expert():
         (dict(experts=4, top_k=5), r"top_k=5 must be between 1 and the number of experts, 4"),
         (dict(experts=4, top_k=0), r"top_k=0 must be"),
         (dict(experts=4, top_k=2, capacity_factor=0.0), r"capacity_factor=0.0 must be above 0"),
+        (dict(experts=4, top_k=2, slots=0), r"slots=0 must be at least 1"),
+        (dict(experts=6, top_k=2, groups=4), r"groups=4 must divide the number of experts, 6"),
+        (dict(experts=6, top_k=2, groups=3, top_groups=4), r"top_groups=4 must be between 1 and .* 3"),
+        (dict(experts=6, top_k=3, groups=3, top_groups=1), r"top_k=3 experts do not fit into 1 of 3 groups"),
     ],
 )
 def test_a_mixture_that_makes_no_sense(options, message):

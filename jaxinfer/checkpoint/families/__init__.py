@@ -6,11 +6,13 @@ To add a family, write such a file and name it in FAMILIES.
 from collections.abc import Callable
 
 from jaxinfer.checkpoint.families.bloom import BLOOM
+from jaxinfer.checkpoint.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from jaxinfer.checkpoint.families.falcon import FALCON
 from jaxinfer.checkpoint.families.gemma import GEMMA, GEMMA2
 from jaxinfer.checkpoint.families.gemma3 import GEMMA3
 from jaxinfer.checkpoint.families.gpt2 import GPT2
 from jaxinfer.checkpoint.families.gpt_neox import GPT_NEOX
+from jaxinfer.checkpoint.families.gpt_oss import GPT_OSS
 from jaxinfer.checkpoint.families.granite import GRANITE
 from jaxinfer.checkpoint.families.llama import LLAMA
 from jaxinfer.checkpoint.families.mistral import MISTRAL
@@ -49,6 +51,9 @@ FAMILIES: tuple[Family, ...] = (
     GPT2,
     GPT_NEOX,
     OPT,
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    GPT_OSS,
 )
 
 

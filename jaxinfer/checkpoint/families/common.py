@@ -1,12 +1,13 @@
 """Rows of the tables and pieces of the configuration readers that families share."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 from jaxinfer.checkpoint.families.rope import gguf_rope, rope_fields, rope_of
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Rule, Tensors
-from jaxinfer.config import Activation, LayerKind, ModelConfig, Segment, segments_of
+from jaxinfer.config import Activation, LayerKind, ModelConfig, MoE, Segment, segments_of
 from jaxinfer.errors import InputError
 
 
@@ -88,6 +89,7 @@ HF_ACTIVATIONS: dict[Activation, str] = {
     "gelu_tanh": "gelu_pytorch_tanh",
     "relu": "relu",
     "relu2": "relu2",
+    "swiglu_clamped": "silu",
 }
 
 
@@ -104,10 +106,12 @@ def head_dim(fields: Fields, name: str, d_model: int, n_heads: int) -> int:
     return fields.integer(name) if d_model % n_heads else fields.integer(name, d_model // n_heads)
 
 
-def periodic_segments(kinds: list[LayerKind]) -> tuple[Segment, ...]:
-    """Segments of the shortest pattern that the layers repeat."""
+def shortest_segments(kinds: list[LayerKind]) -> tuple[Segment, ...]:
+    """Segments that spell out the fewest layers: of a pattern that repeats, or of runs of equal layers."""
     period = next(p for p in range(1, len(kinds) + 1) if all(k == kinds[n % p] for n, k in enumerate(kinds)))
-    return segments_of(kinds, period)
+    periodic = segments_of(kinds, period)
+    runs = tuple(Segment((kind,), len(list(group))) for kind, group in itertools.groupby(kinds))
+    return min(periodic, runs, key=lambda segments: sum(len(segment.pattern) for segment in segments))
 
 
 def hf_decoder(fields: Fields, family: str, **settings: Any) -> ModelConfig:
@@ -131,7 +135,7 @@ def hf_decoder(fields: Fields, family: str, **settings: Any) -> ModelConfig:
     values: dict[str, Any] = {
         name: settings.pop(name) if name in settings else reader() for name, reader in read.items()
     }
-    segments = periodic_segments(kinds)
+    segments = shortest_segments(kinds)
     return ModelConfig(family=family, d_model=d_model, n_heads=n_heads, segments=segments, **values, **settings)
 
 
@@ -184,7 +188,7 @@ def gguf_decoder(fields: Fields, tensors: Tensors, family: str, **settings) -> M
     )
 
 
-def windowed(fields: Fields, types: list[str] | None, n_layers: int) -> list[LayerKind]:
+def windowed(fields: Fields, types: list[str] | None, n_layers: int, moe: MoE | None = None) -> list[LayerKind]:
     """The kinds of the layers that `layer_types` lists: sliding_attention has the window, full_attention has none."""
     if types is None:
         types = fields.get("layer_types", None) or ["full_attention"] * n_layers
@@ -193,7 +197,7 @@ def windowed(fields: Fields, types: list[str] | None, n_layers: int) -> list[Lay
         raise InputError(f"{fields.file}: layer_types must be a list of {n_layers} of {', '.join(known)}")
     rope = rope_of(fields)
     window = fields.integer("sliding_window") if known[0] in types else None
-    kinds = {known[0]: LayerKind("local", rope, window), known[1]: LayerKind("global", rope)}
+    kinds = {known[0]: LayerKind("local", rope, window, moe), known[1]: LayerKind("global", rope, moe=moe)}
     return [kinds[name] for name in types]
 
 

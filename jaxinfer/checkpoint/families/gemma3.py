@@ -12,7 +12,7 @@ from jaxinfer.checkpoint.families.common import (
     decoder_fields,
     gguf_vocab_size,
     layer,
-    periodic_segments,
+    shortest_segments,
     window_fields,
 )
 from jaxinfer.checkpoint.families.rope import gguf_rope, hf_rope, rope_fields
@@ -46,7 +46,7 @@ def _config(local: LayerKind, globl: LayerKind, types: list[str], query_width: f
     kinds = [{"local": local, "global": globl}[name] for name in types]
     return ModelConfig(
         family="gemma3",
-        segments=periodic_segments(kinds),
+        segments=shortest_segments(kinds),
         qk_norm="head",
         post_norms=True,
         embed_scale=math.sqrt(sizes["d_model"]),

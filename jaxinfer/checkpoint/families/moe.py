@@ -22,7 +22,8 @@ from jaxinfer.errors import InputError
 _ATTENTION = (*EMBED, *NORMS, *QUERY_AND_KEY, *VALUE_AND_OUTPUT)
 
 
-def _experts(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
+def experts(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
+    """The rows of a router and of experts that are tensors of their own."""
     return (
         layer("moe/router/kernel", f"{block}.gate", None, "e d -> e d"),
         layer("moe/gate", f"{block}.experts.{{e}}.{gate}", None, "f d -> f d"),
@@ -31,11 +32,18 @@ def _experts(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
     )
 
 
-_EXPERTS = _experts("mlp", "gate_proj", "up_proj", "down_proj")
+def shared_experts(block: str) -> tuple[Rule, ...]:
+    """The rows of the expert that all tokens share."""
+    return (
+        layer("moe/shared/gate/kernel", f"{block}.gate_proj", None, "f d -> f d"),
+        layer("moe/shared/up/kernel", f"{block}.up_proj", None, "f d -> f d"),
+        layer("moe/shared/down/kernel", f"{block}.down_proj", None, "d f -> d f"),
+    )
+
+
+_EXPERTS = experts("mlp", "gate_proj", "up_proj", "down_proj")
 _SHARED = (
-    layer("moe/shared/gate/kernel", "mlp.shared_expert.gate_proj", None, "f d -> f d"),
-    layer("moe/shared/up/kernel", "mlp.shared_expert.up_proj", None, "f d -> f d"),
-    layer("moe/shared/down/kernel", "mlp.shared_expert.down_proj", None, "d f -> d f"),
+    *shared_experts("mlp.shared_expert"),
     layer("moe/shared_gate/kernel", "mlp.shared_expert_gate", None, "o d -> o d"),
 )
 _HEAD_NORMS = (
@@ -127,7 +135,7 @@ def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
 
 MIXTRAL = Family(
     name="mixtral",
-    rules=(*_ATTENTION, *_experts("block_sparse_moe", "w1", "w3", "w2")),
+    rules=(*_ATTENTION, *experts("block_sparse_moe", "w1", "w3", "w2")),
     hf_types=("mixtral",),
     hf_config=_mixtral,
     hf_fields=_hf_fields,

@@ -12,10 +12,11 @@ from jaxinfer.config import Rope, RopeScaling
 from jaxinfer.errors import InputError
 
 
-def rope_of(fields: Fields, theta: float = 10_000.0, width: int | None = None) -> Rope:
+def rope_of(fields: Fields, theta: float = 10_000.0, width: int | None = None, interleaved: bool = False) -> Rope:
     """RoPE of a config.json, in the words of transformers 4 or 5. `width`: of the part of a head that turns."""
     group = fields.group("rope_parameters") or fields.group("rope_scaling")
-    return dataclasses.replace(hf_rope(group, fields.number("rope_theta", theta), fields), width=width)
+    rope = hf_rope(group, fields.number("rope_theta", theta), fields)
+    return dataclasses.replace(rope, width=width, interleaved=interleaved)
 
 
 def partial_width(fields: Fields, name: str, head_dim: int, default: float) -> int | None:
