@@ -65,7 +65,7 @@ class MoE:
     - `softmax`: the top_k largest of the softmax over all experts. With top_k 1: Switch (Fedus et al. 2021).
     - `topk`: the softmax over the top_k largest logits (Mixtral).
     - `sigmoid`: the top_k largest sigmoids, for the choice corrected by a bias that keeps loads even (DeepSeek-V3).
-    - `sinkhorn`: the top_k largest of an assignment in which all experts are wanted equally (S-BASE, Clark et al. 2022).
+    - `sinkhorn`: the top_k largest of an assignment that wants all experts equally (S-BASE, Clark et al. 2022).
     - `hash`: a fixed function of the token's id (Hash Layers, Roller et al. 2021).
     - `expert_choice`: every expert takes as many tokens as it has room for (Zhou et al. 2022). Not causal.
     - `soft`: slots are means of all tokens (Soft MoE, Puigcerver et al. 2023). Not causal.

@@ -113,7 +113,7 @@ def soft(x: jax.Array, logits: jax.Array, ffn: Expert, live: jax.Array | None = 
     A token gets back a weighted mean of what came out of all slots (Soft MoE, Puigcerver et al. 2023, section 2.1).
     Every token is in every slot, those that follow it in the text too: not causal.
     """
-    n, n_experts, _ = logits.shape
+    n = len(x)
     logits = logits.astype(jnp.float32)
     to_slots = logits if live is None else jnp.where(live[:, None, None], logits, -jnp.inf)
     into = jnp.einsum("nd,nep->epd", x.astype(jnp.float32), jax.nn.softmax(to_slots, axis=0)).astype(x.dtype)

@@ -52,8 +52,9 @@ def _limited(choice: jax.Array, moe: MoE) -> jax.Array:
 def sinkhorn(logits: jax.Array, live: jax.Array | None = None, rounds: int = SINKHORN_ROUNDS) -> jax.Array:
     """A soft assignment in which all experts are wanted equally: float32[N, E], each row sums to 1.
 
-    S-BASE (Clark et al. 2022, "Unified Scaling Laws for Routed Language Models", section 3.1). Rows and columns of exp(logits) are normalized in turn (Sinkhorn and Knopp 1967). BASE (Lewis et al. 2021) solves
-    the same balanced assignment by auction.
+    S-BASE (Clark et al. 2022, "Unified Scaling Laws for Routed Language Models", section 3.1). Rows and columns of
+    exp(logits) are normalized in turn (Sinkhorn and Knopp 1967). BASE (Lewis et al. 2021) solves the same balanced
+    assignment by auction.
     """
     n, n_experts = logits.shape
     alive = jnp.ones(n, bool) if live is None else live

@@ -99,7 +99,9 @@ def _v3(fields: Fields) -> ModelConfig:
 def _fields(cfg: ModelConfig) -> dict[str, Any]:
     mla, moe = cfg.mla, next(kind.moe for kind in cfg.kinds if kind.moe)
     rope = cfg.kinds[0].rope
-    assert mla and moe.shared_d_ff and rope
+    assert mla is not None
+    assert moe.shared_d_ff is not None
+    assert rope is not None
     fields = decoder_fields(cfg)
     growth = math.sqrt((cfg.query_scale or cfg.head_dim**-0.5) * cfg.head_dim**0.5)
     if rope.scaling and growth != 1.0:
@@ -164,6 +166,8 @@ _BIASES = (
     ),
 )
 
+_KV_DOWN = "model.layers.{n}.self_attn.kv_a_proj_with_mqa"
+
 _RULES = (
     *EMBED,
     *NORMS,
@@ -172,18 +176,10 @@ _RULES = (
     Rule("attention/q_down/bias", "model.layers.{n}.self_attn.q_a_proj.bias", None, "r -> r"),
     layer("attention/q_norm/scale", "self_attn.q_a_layernorm", None, "r -> r"),
     layer("attention/q_up/kernel", "self_attn.q_b_proj", None, "n h r -> (n h) r"),
-    layer("attention/kv_down/kernel", "self_attn.kv_a_proj_with_mqa", None, "r d -> r d", part=_compressed(True)),
-    layer(
-        "attention/k_rope/kernel",
-        "self_attn.kv_a_proj_with_mqa",
-        None,
-        "one h d -> (one h) d",
-        part=_compressed(False),
-    ),
-    *(
-        Rule(f"attention/{param}/bias", f"model.layers.{{n}}.self_attn.{hf}.bias", None, axes, part=part)
-        for param, hf, axes, part in _BIASES
-    ),
+    Rule("attention/kv_down/kernel", f"{_KV_DOWN}.weight", None, "r d -> r d", part=_compressed(True)),
+    Rule("attention/k_rope/kernel", f"{_KV_DOWN}.weight", None, "one h d -> (one h) d", part=_compressed(False)),
+    Rule("attention/kv_down/bias", f"{_KV_DOWN}.bias", None, "r -> r", part=_compressed(True)),
+    Rule("attention/k_rope/bias", f"{_KV_DOWN}.bias", None, "one h -> (one h)", part=_compressed(False)),
     layer("attention/kv_norm/scale", "self_attn.kv_a_layernorm", None, "r -> r"),
     layer("attention/k_up", "self_attn.kv_b_proj", None, "n h r -> (n h) r", part=_expanded(True)),
     layer("attention/v_up", "self_attn.kv_b_proj", None, "n h r -> (n h) r", part=_expanded(False)),
