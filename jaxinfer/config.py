@@ -83,6 +83,7 @@ class MoE:
     d_ff: int  # of one expert
     router: Router = "softmax"
     normalize: bool = False  # the gates of a token's experts are made to sum to one
+    equal_gates: bool = False  # every chosen expert counts fully (MoEfication, Zhang et al. 2022)
     scale: float = 1.0  # what gates are multiplied by
     groups: int | None = None  # groups of experts, of which a token goes to its best `top_groups` (DeepSeek-V2)
     top_groups: int = 1
@@ -143,13 +144,52 @@ class MLA:
 
 
 @dataclass(frozen=True)
+class SSM:
+    """A selective state space in place of attention: Mamba (Gu and Dao 2023) or Mamba-2 (Dao and Gu 2024)."""
+
+    version: Literal[1, 2]
+    width: int  # channels that go through a state
+    state: int  # numbers that a channel carries
+    conv: int = 4  # tokens that the convolution in front of it spans
+    dt_rank: int = 1  # Mamba: the rank of the step size
+    heads: int = 1  # Mamba-2: the channels of a head share one decay
+    groups: int = 1  # Mamba-2: the heads of a group share what goes into the state and what is read off it
+    bias: bool = False
+    conv_bias: bool = True
+    dt_limit: tuple[float, float] = (0.0, float("inf"))
+
+    def __post_init__(self):
+        if self.conv < 2:
+            raise ValueError(f"conv={self.conv} must be at least 2")
+        if self.version == 2 and (self.width % self.heads or self.heads % self.groups):
+            raise ValueError(f"heads={self.heads} must divide width={self.width}, and groups={self.groups} the heads")
+
+    def carried(self, cfg: "ModelConfig") -> dict[str, tuple[int, ...]]:
+        """The shapes of a row's state in one layer."""
+        if self.version == 1:
+            return {"conv": (self.conv - 1, self.width), "ssm": (self.width, self.state)}
+        channels = self.width + 2 * self.groups * self.state
+        return {"conv": (self.conv - 1, channels), "ssm": (self.heads, self.width // self.heads, self.state)}
+
+
+@dataclass(frozen=True)
+class LinearAttention:
+    """Attention with a feature map, elu + 1, in place of the softmax (Katharopoulos et al. 2020)."""
+
+    def carried(self, cfg: "ModelConfig") -> dict[str, tuple[int, ...]]:
+        """The shapes of a row's state in one layer: sums over keys and values, and over keys alone."""
+        return {"sums": (cfg.n_heads, cfg.head_dim + 1, cfg.head_dim)}
+
+
+@dataclass(frozen=True)
 class LayerKind:
-    """What layers of one kind share. Their cache slots are held together, in a store called `name`."""
+    """What layers of one kind share. Their cache slots, or states, are held together, in a store called `name`."""
 
     name: str = "global"
     rope: Rope | None = Rope()  # None: no rotary positions (NoPE; or the model has others)
     window: int | None = None  # a query at position q sees positions above q - window
     moe: MoE | None = None
+    mixer: SSM | LinearAttention | None = None  # what carries a state from token to token; None: softmax attention
 
 
 @dataclass(frozen=True)
@@ -167,7 +207,7 @@ class ModelConfig:
     family: str
     vocab_size: int
     d_model: int
-    d_ff: int
+    d_ff: int  # 0: no MLP
     n_heads: int
     n_kv_heads: int
     head_dim: int

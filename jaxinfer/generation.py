@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.cache import CachePolicy
-from jaxinfer.cache.store import STORE_AXES, Cache
+from jaxinfer.cache.store import STORE_AXES, Cache, Store
 from jaxinfer.config import ModelConfig
 from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState
 from jaxinfer.decoding.sampling import Sampling, SamplingState
@@ -239,8 +239,9 @@ class Generation:
         state, ends = self.state, np.asarray(self.state.n)
         weights = sum(x.nbytes for x in jax.tree.leaves(self.target.params))
         looked_up = 0 if self.target.model.cfg.tie_embeddings else self.target.params["embed"]["embedding"].nbytes
-        slots = sum(store.pos.shape[0] * store.pos.shape[1] for store in state.cache.stores.values())
-        live = sum(np.minimum((self.lengths + ends) / 2, s.pos.shape[1]).sum() for s in state.cache.stores.values())
+        positions = [store.pos for store in state.cache.stores.values() if isinstance(store, Store)]
+        slots = sum(pos.size for pos in positions)
+        live = sum(np.minimum((self.lengths + ends) / 2, pos.shape[1]).sum() for pos in positions)
         return Stats(
             steps=np.asarray(state.steps).tolist(),
             proposed=np.asarray(state.proposed).tolist(),
@@ -251,5 +252,5 @@ class Generation:
             weight_bytes=weights,
             cache_bytes=self.cache_bytes,
             temp_bytes=self.temp_bytes,
-            step_bytes=int(weights - looked_up + self.cache_bytes * live / slots),
+            step_bytes=int(weights - looked_up + self.cache_bytes * (live / slots if slots else 1.0)),
         )

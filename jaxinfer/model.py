@@ -24,6 +24,7 @@ from jaxinfer.layers.mla import LatentAttention
 from jaxinfer.layers.mlp import MLP
 from jaxinfer.layers.moe import Experts
 from jaxinfer.layers.norm import Norm
+from jaxinfer.layers.recurrent import mixer_of
 from jaxinfer.sharding.rules import constrain
 
 
@@ -61,10 +62,14 @@ class Block(nn.Module):
 
         with jax.named_scope("attention"):
             behind_norm = norm("attention_norm", x, cfg.pre_norms)
-            attend = LatentAttention if cfg.mla else Attention
-            attention = attend(cfg, self.kind, self.layers, self.dtype, name="attention")
-            y, fresh = attention(behind_norm, place, step)
+            if self.kind.mixer:
+                mixer, name = mixer_of(self.kind), "mixer"
+            else:
+                mixer, name = LatentAttention if cfg.mla else Attention, "attention"
+            y, fresh = mixer(cfg, self.kind, self.layers, self.dtype, name=name)(behind_norm, place, step)
             residual, x = x, add(x, "attention_post_norm", y)
+        if not cfg.d_ff and not self.kind.moe:
+            return constrain(x, "batch", "tokens", "embed"), fresh, None
         with jax.named_scope("mlp"):
             if not cfg.shared_norm:
                 behind_norm = norm("mlp_norm", residual if cfg.parallel else x, cfg.pre_norms)

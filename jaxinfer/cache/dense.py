@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.cache.store import Cache, causal, empty_store, round_up, write
+from jaxinfer.cache.store import Cache, States, causal, empty_store, round_up, settle, write
 from jaxinfer.config import LayerKind, ModelConfig
 
 
@@ -36,9 +36,14 @@ class Dense:
 
 
 def append(cache: Cache, fresh: dict[str, Any], take: jax.Array | None, n: jax.Array) -> Cache:
-    """Write each row's next n tokens at slot = position modulo the store's size: a list, or a ring once it is full."""
+    """Write each row's next n tokens at slot = position modulo the store's size: a list, or a ring once it is full.
+
+    Of layers that carry a state, the state behind the last of them is kept.
+    """
 
     def into(store, new):
+        if isinstance(store, States):
+            return settle(store, new, take, n)
         width = jax.tree.leaves(new)[0].shape[3] if take is None else take.shape[1]
         slots = store.pos.shape[1]
         order = jnp.arange(width)

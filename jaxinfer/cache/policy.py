@@ -37,5 +37,6 @@ class CachePolicy(Protocol):
     def commit(self, cache: Cache, fresh: dict[str, Any], take: jax.Array | None, n: jax.Array, stats: Any) -> Cache:
         """Append the first n[B] of the fresh tokens that take[B, E] names (None: the first n, in order).
 
-        fresh: by layer kind, (k, v) in storage format, [L, B, K, T, ...].
+        fresh: by layer kind, (k, v) in storage format, [L, B, K, T, ...]; of recurrent layers, what `store.settle`
+        takes.
         """

@@ -25,10 +25,17 @@ class Store:
 
 
 @struct.dataclass
+class States:
+    """What recurrent layers of one kind carry: a pytree of arrays [L, B, ...], as of each row's last token."""
+
+    state: Any
+
+
+@struct.dataclass
 class Cache:
     """The committed tokens of every row. Forward reads it; only `policy.commit` writes it."""
 
-    stores: dict[str, Store]  # by the name of the layer kind
+    stores: dict[str, Any]  # by the name of the layer kind: Store, or States
     length: jax.Array  # i32[B]: tokens committed so far, whether they still have a slot or not
     aux: Any  # a policy's own state, for example attention mass
     policy: Any = struct.field(pytree_node=False)
@@ -39,8 +46,11 @@ def round_up(n: int, multiple: int = BLOCK) -> int:
     return -(-n // multiple) * multiple
 
 
-def empty_store(cfg: ModelConfig, kind: LayerKind, batch: int, slots: int, dtype: jnp.dtype) -> Store:
+def empty_store(cfg: ModelConfig, kind: LayerKind, batch: int, slots: int, dtype: jnp.dtype) -> Store | States:
     """A store without tokens: zeros, because 0 x NaN from an unused slot would reach the output."""
+    if kind.mixer:
+        shapes = kind.mixer.carried(cfg)
+        return States({name: jnp.zeros((cfg.count(kind), batch, *shape)) for name, shape in shapes.items()})
     heads, *widths = cfg.stored
     k, v = (jnp.zeros((cfg.count(kind), batch, heads, slots, width), dtype) for width in widths)
     return Store(k, v, pos=jnp.full((batch, slots), -1, jnp.int32))
@@ -56,6 +66,24 @@ def extent(store: Store) -> jax.Array:
     """i32[]: slots from the first to the last one in use, in any row. Attention looks no further."""
     slots = jnp.arange(1, store.pos.shape[1] + 1, dtype=jnp.int32)
     return jnp.max(jnp.where(store.pos >= 0, slots, 0))
+
+
+def settle(store: States, fresh: Any, take: jax.Array | None, n: jax.Array) -> States:
+    """The states behind each row's n-th new token; where n is 0, those that were.
+
+    fresh: leaves [L, B, T, ...], the state behind every token, or [L, B, 1, ...], behind the last one that counts.
+    take: i32[B, E], which of the T are new; None: all, in order.
+    """
+    last = jnp.maximum(n - 1, 0)
+    if take is not None:
+        last = jnp.take_along_axis(take, last[:, None], axis=1)[:, 0]
+
+    def pick(old: jax.Array, new: jax.Array) -> jax.Array:
+        index = jnp.minimum(last, new.shape[2] - 1).reshape(1, -1, 1, *(1,) * (new.ndim - 3))
+        chosen = jnp.take_along_axis(new, index, axis=2)[:, :, 0]
+        return jnp.where((n > 0).reshape(1, -1, *(1,) * (old.ndim - 2)), chosen, old)
+
+    return States(jax.tree.map(pick, store.state, fresh))
 
 
 def write(store: Store, fresh: tuple[Any, Any], take: jax.Array | None, pos: jax.Array, slot: jax.Array) -> Store:

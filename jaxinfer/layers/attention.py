@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from jaxinfer.cache.store import Cache, extent
+from jaxinfer.cache.store import Cache, Store, extent
 from jaxinfer.config import LayerKind, ModelConfig
 from jaxinfer.kernels.attention import Scoring, attend, fold_heads, unfold_heads
 from jaxinfer.layers.linear import Linear
@@ -35,7 +35,7 @@ class Step:
     def of(cls, tokens, positions, n: jax.Array | None, tree: jax.Array | None, cache: Cache, decoding: bool) -> "Step":
         order = jnp.arange(tokens.shape[1])
         live = jnp.ones(tokens.shape, bool) if n is None else order < n[:, None]
-        extents = {name: extent(store) for name, store in cache.stores.items()}
+        extents = {name: extent(store) for name, store in cache.stores.items() if isinstance(store, Store)}
         return cls(tokens, positions, live, tree, cache, extents, decoding)
 
 

@@ -115,6 +115,7 @@ def _token_choice(x, logits, bias, moe: MoE, ffn, tokens, live) -> tuple[jax.Arr
 def _expert_choice(x, logits, moe: MoE, ffn, live) -> tuple[jax.Array, RouterStats]:
     size = min(dispatch.capacity(len(x), moe), len(x))
     gates, tokens = routing.expert_choice(logits, size, live)
+    gates = jnp.where(gates > 0, 1.0, 0.0) if moe.equal_gates else gates
     out = dispatch.chosen_by_experts(x, gates, tokens, ffn)
     _, likeliest = jax.lax.top_k(logits, moe.top_k)
     n = jnp.maximum(jnp.sum(live), 1)

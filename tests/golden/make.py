@@ -140,6 +140,20 @@ CASES = {
         dict(DEEPSEEK, **GROUPS, topk_method="group_limited_greedy", routed_scaling_factor=1.7),
     ),
     "deepseek-v3": ("DeepseekV3Config", dict(DEEPSEEK, **GROUPS, rope_parameters=dict(YARN, mscale_all_dim=0.7))),
+    "mamba": ("MambaConfig", dict(SMALL, hidden_size=48, num_hidden_layers=2, state_size=8)),
+    "mamba2": (
+        "Mamba2Config",
+        dict(
+            SMALL,
+            hidden_size=48,
+            num_hidden_layers=2,
+            state_size=8,
+            num_heads=6,
+            head_dim=16,
+            n_groups=2,
+            chunk_size=16,
+        ),
+    ),
     "opt": (
         "OPTConfig",
         dict(NEOX, ffn_dim=64, word_embed_proj_dim=48, pad_token_id=None),

@@ -15,6 +15,7 @@ from jaxinfer.checkpoint.families.gpt_neox import GPT_NEOX
 from jaxinfer.checkpoint.families.gpt_oss import GPT_OSS
 from jaxinfer.checkpoint.families.granite import GRANITE
 from jaxinfer.checkpoint.families.llama import LLAMA
+from jaxinfer.checkpoint.families.mamba import MAMBA, MAMBA2
 from jaxinfer.checkpoint.families.mistral import MISTRAL
 from jaxinfer.checkpoint.families.moe import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from jaxinfer.checkpoint.families.mpt import MPT
@@ -54,6 +55,8 @@ FAMILIES: tuple[Family, ...] = (
     DEEPSEEK_V2,
     DEEPSEEK_V3,
     GPT_OSS,
+    MAMBA,
+    MAMBA2,
 )
 
 
