@@ -2,18 +2,21 @@
 
     python experiments/moe_capacity.py configs/moe_capacity.yaml [KEY=VALUE]...
 
-Routing is synthetic: a token's logits are normal, around means that differ between experts as much as `skew` says.
-For each number of experts, each skew and each capacity factor: the share of assignments that is dropped, and the load
-of the fullest expert over the mean (Switch Transformer, Fedus et al. 2021, section 2.2). Then time and scratch memory
-of both dispatches on the same tokens, in alternation.
+Two sources of routing: a real model whose MLPs are split into experts (`jaxinfer.transform.moefy`), on a real text;
+and synthetic logits, normal around means that differ between experts as much as `skew` says. For each number of
+experts, router and capacity factor: the share of assignments that is dropped, the load of the fullest expert over the
+mean (Switch Transformer, Fedus et al. 2021, section 2.2), and for the model what that does to its perplexity. Then time
+and scratch memory of both dispatches on the same tokens, in alternation.
 """
 
 import dataclasses
+import itertools
 import json
 import statistics
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,13 +25,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+import jaxinfer
 from jaxinfer.analysis.measure import Measure, alternate
+from jaxinfer.analysis.quality import token_nll
 from jaxinfer.caching import write_atomic
 from jaxinfer.config import MoE
-from jaxinfer.errors import InputError
-from jaxinfer.experiment import results
-from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, read_as
+from jaxinfer.errors import InputError, nearest
+from jaxinfer.experiment import lines, load_prompts, results
+from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, ModelSpec, PromptSpec, read_as
 from jaxinfer.layers import dispatch, routing
+from jaxinfer.transform import moefy
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,16 @@ class Config:
     """What is measured: see configs/moe_capacity.yaml."""
 
     name: str
+    model: ModelSpec | None = None
+    text: str | None = None
+    text_tokens: int = 1024
+    active: float = 0.5
     tokens: int = 2048
     d_model: int = 512
     d_ff: int = 256
     experts: tuple[int, ...] = (8, 16, 64)
     top_k: tuple[int, ...] = (1, 2, 6)
+    routers: tuple[str, ...] = ("softmax", "sinkhorn", "hash", "expert_choice")
     skews: tuple[float, ...] = (0.0, 1.0, 2.0)
     capacity_factors: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0)
     rounds: int = 5
@@ -57,6 +68,10 @@ class Config:
         """One for each number of experts, at capacity factor 1. Raises InputError for one that makes no sense."""
         if len(self.experts) != len(self.top_k):
             raise InputError(f"top_k has {len(self.top_k)} values for {len(self.experts)} numbers of experts")
+        known = ("softmax", "sinkhorn", "hash", "expert_choice")
+        for router in self.routers:
+            if router not in known:
+                raise InputError(f"routers: {router!r} is not one of {', '.join(known)}{nearest(router, known)}")
         try:
             return [MoE(n, k, self.d_ff, capacity_factor=1.0) for n, k in zip(self.experts, self.top_k, strict=True)]
         except ValueError as error:
@@ -70,18 +85,50 @@ def router_logits(config: Config, moe: MoE, skew: float) -> np.ndarray:
     return (noise + skew * rng.standard_normal(moe.experts)).astype(np.float32)
 
 
-def drops(config: Config, moe: MoE) -> list[dict[str, float]]:
-    """For each skew and capacity factor: what is dropped, and how full the fullest expert would be."""
+def drops(config: Config, moe: MoE) -> list[dict[str, Any]]:
+    """For each router, skew and capacity factor: what is dropped, and how full the fullest expert would be.
+
+    Where experts choose, what is dropped is the tokens that none of them took.
+    """
     found = []
-    for skew in config.skews:
-        _, chosen = routing.route(jnp.asarray(router_logits(config, moe, skew)), moe)
-        slot = np.asarray(dispatch.slots(chosen, moe.experts))
-        load = np.bincount(np.asarray(chosen).ravel(), minlength=moe.experts)
+    for router, skew in itertools.product(config.routers, config.skews):
+        kind = dataclasses.replace(moe, router=router)
+        logits, tokens = jnp.asarray(router_logits(config, moe, skew)), jnp.arange(config.tokens)
         for factor in config.capacity_factors:
             size = dispatch.capacity(config.tokens, dataclasses.replace(moe, capacity_factor=factor))
-            dropped = float((slot >= size).mean())
-            row = {"experts": moe.experts, "top_k": moe.top_k, "skew": skew, "factor": factor}
-            found.append(row | {"dropped": dropped, "fullest": float(load.max() / load.mean())})
+            if router == "expert_choice":
+                taken = np.asarray(routing.expert_choice(logits, min(size, config.tokens))[1])
+                dropped, fullest = 1 - len(np.unique(taken)) / config.tokens, 1.0
+            else:
+                _, chosen = routing.route(logits, kind, tokens=tokens)
+                load = np.bincount(np.asarray(chosen).ravel(), minlength=moe.experts)
+                dropped = float((np.asarray(dispatch.slots(chosen, moe.experts)) >= size).mean())
+                fullest = float(load.max() / load.mean())
+            row = {"experts": moe.experts, "top_k": moe.top_k, "router": router, "skew": skew, "factor": factor}
+            rows = size * moe.experts / (config.tokens * moe.top_k)  # computed, for one that is wanted
+            found.append(row | {"dropped": dropped, "fullest": fullest, "computed": rows})
+    return found
+
+
+def of_model(config: Config, model: jaxinfer.Model, experts: int) -> list[dict[str, Any]]:
+    """The same of a model's own routers, on a text, with the perplexity that is left."""
+    text = (
+        Path(config.text).read_text(encoding="utf-8")
+        if config.text
+        else "\n".join(p.text for p in load_prompts(PromptSpec()))
+    )
+    ids = np.array([model.tokenizer.encode(text)[: config.text_tokens]], np.int32)
+    top_k = max(1, round(config.active * experts))
+    found = []
+    for factor in (*config.capacity_factors, None):
+        options = {} if factor is None else {"dispatch": "capacity", "capacity_factor": factor}
+        split = moefy(model, experts, top_k, **options)
+        stats = split.routing(ids)
+        load = np.concatenate([x.load for x in stats.values()])
+        row = {"experts": experts, "top_k": top_k, "factor": factor, "tokens": ids.shape[1]}
+        row["dropped"] = float(np.mean(np.concatenate([x.dropped for x in stats.values()])))
+        row["fullest"] = float((load.max(axis=1) / load.mean(axis=1)).mean())
+        found.append(row | {"perplexity": float(np.exp(token_nll(split, ids).mean()))})
     return found
 
 
@@ -131,14 +178,25 @@ def dispatches(config: Config, moe: MoE, skew: float, factor: float) -> dict[str
     }
 
 
-def drop_table(rows: list[dict[str, float]], factors: tuple[float, ...]) -> Table:
+def drop_table(rows: list[dict[str, Any]], factors: tuple[float, ...]) -> Table:
     """Share of assignments dropped, a column for each capacity factor."""
-    shown = Table("experts", "top k", "skew", "fullest / mean", *(f"x{factor:g}" for factor in factors), box=None)
+    names = ("experts", "top k", "router", "skew", "fullest / mean")
+    shown = Table(*names, *(f"x{factor:g}" for factor in factors), box=None)
     for start in range(0, len(rows), len(factors)):
-        group = rows[start : start + len(factors)]
-        first = group[0]
-        cells = [f"{first['experts']}", f"{first['top_k']}", f"{first['skew']:g}", f"{first['fullest']:.2f}"]
-        shown.add_row(*cells, *(f"{row['dropped']:.1%}" for row in group))
+        first = rows[start]
+        cells = [f"{first['experts']}", f"{first['top_k']}", first["router"], f"{first['skew']:g}"]
+        drops = (f"{row['dropped']:.1%}" for row in rows[start : start + len(factors)])
+        shown.add_row(*cells, f"{first['fullest']:.2f}", *drops)
+    return shown
+
+
+def model_table(rows: list[dict[str, Any]]) -> Table:
+    """What a split model drops, and what is left of it."""
+    shown = Table("experts", "top k", "factor", "dropped", "fullest / mean", "perplexity", box=None)
+    for row in rows:
+        factor = "dropless" if row["factor"] is None else f"x{row['factor']:g}"
+        cells = [f"{row['experts']}", f"{row['top_k']}", factor, f"{row['dropped']:.1%}"]
+        shown.add_row(*cells, f"{row['fullest']:.2f}", f"{row['perplexity']:.2f}")
     return shown
 
 
@@ -154,23 +212,68 @@ def time_table(rows: list[dict[str, float]]) -> Table:
     return shown
 
 
+def plots(config: Config, found: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
+    """Charts as SVG, by the name of their file."""
+    skew, experts = config.skews[-1], config.experts[len(config.experts) // 2]
+    by_router: dict[str, list[tuple[float, float]]] = {}
+    by_size: dict[str, list[tuple[float, float]]] = {}
+    for row in found["dropped"]:
+        point = (row["factor"], 100 * row["dropped"])
+        if row["skew"] == skew and row["experts"] == experts:
+            by_router.setdefault(row["router"], []).append(point)
+        if row["skew"] == skew and row["router"] == config.routers[0]:
+            by_size.setdefault(f"{row['experts']} experts", []).append(point)
+    x, y = "capacity factor", "dropped, %"
+    made = {
+        "dropped_by_router.svg": lines.chart(f"Dropped: {experts} experts, skew {skew:g}", x, y, by_router),
+        "dropped_by_experts.svg": lines.chart(f"Dropped: {config.routers[0]} router, skew {skew:g}", x, y, by_size),
+    }
+    timed = [row for row in found["dispatches"] if row["skew"] == skew]
+    for what, unit, scale in (("seconds", "ms", 1e3), ("bytes", "MB", 1e-6)):
+        series = {
+            name: [(row["experts"], scale * row[f"{name}_{what}"]) for row in timed]
+            for name in ("dropless", "capacity")
+        }
+        title = f"{config.tokens} tokens, skew {skew:g}: {'time' if what == 'seconds' else 'scratch memory'}"
+        made[f"{what}.svg"] = lines.chart(title, "experts", unit, series, log_x=True)
+    if found["model"]:
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for row in found["model"]:
+            if row["factor"] is not None:
+                curves.setdefault(f"{row['experts']} experts", []).append((row["factor"], 100 * row["dropped"]))
+        made["dropped_model.svg"] = lines.chart("Dropped: a model's MLPs as experts", x, y, curves)
+    return made
+
+
 def main(path: str, *overrides: str) -> None:
-    """Run the experiment: tables on the terminal, results.json and table.txt in the run folder."""
+    """Run the experiment: tables on the terminal; results.json, table.txt and charts in the run folder."""
     config = read_as(Config, path, overrides)
     mixtures = config.mixtures()
     results.check_writable(config.output)
-    dropped, timed = [], []
+    found: dict[str, list[dict[str, Any]]] = {"dropped": [], "dispatches": [], "model": []}
     with Console(stderr=True).status("measuring") as status:
         for moe in mixtures:
-            dropped += drops(config, moe)
-            for skew in (config.skews[0], config.skews[-1]):
-                timed.append(dispatches(config, moe, skew, config.capacity_factors[1 % len(config.capacity_factors)]))
-                status.console.print(f"{moe.experts} experts, skew {skew:g}: {timed[-1]['ratio']:.2f}")
+            found["dropped"] += drops(config, moe)
+            for skew in dict.fromkeys((config.skews[0], config.skews[-1])):
+                factor = config.capacity_factors[1 % len(config.capacity_factors)]
+                row = dispatches(config, moe, skew, factor)
+                found["dispatches"].append(row)
+                status.console.print(f"{moe.experts} experts, skew {skew:g}: {row['ratio']:.2f}")
+        if config.model:
+            model = jaxinfer.load(config.model.source, dtype=config.model.dtype or "float32")
+            for experts in config.experts:
+                found["model"] += of_model(config, model, experts)
+                status.console.print(f"{model.name} as {experts} experts: {found['model'][-1]['perplexity']:.2f}")
     folder = results.new_run(config)
-    write_atomic(folder / "results.json", json.dumps({"dropped": dropped, "dispatches": timed}, indent=2) + "\n")
+    write_atomic(folder / "results.json", json.dumps(found, indent=2) + "\n")
+    for name, svg in plots(config, found).items():
+        write_atomic(folder / name, svg)
     with Console(record=True, highlight=False) as console:
-        console.print(drop_table(dropped, config.capacity_factors))
-        console.print(time_table(timed))
+        console.print(drop_table(found["dropped"], config.capacity_factors))
+        console.print(time_table(found["dispatches"]))
+        if found["model"]:
+            console.print(model_table(found["model"]))
+        console.print(str(folder))
     write_atomic(folder / "table.txt", console.export_text())
 
 

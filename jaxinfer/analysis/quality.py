@@ -51,7 +51,7 @@ def perplexity(
     windows = [model.encode(tokens[i * window : (i + 1) * window], f"window {i}") for i in range(count)]
     total = 0.0
     for done, ids in enumerate(windows, start=1):
-        total += _window_nll(model, np.array([ids], np.int32))
+        total += float(token_nll(model, np.array([ids], np.int32)).sum())
         if progress:
             progress(done, count, math.exp(total / (done * (window - 1))))
     labels = count * (window - 1)
@@ -72,11 +72,15 @@ def _count(model: Model, length: int, window: int, max_windows: int | None) -> i
     return count if max_windows is None else min(count, max_windows)
 
 
-def _window_nll(model: Model, ids: np.ndarray) -> float:
-    """Summed cross-entropy of ids[B, W]: of every token but the first of each row."""
+def token_nll(model: Model, ids: np.ndarray, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
+    """Cross-entropy of ids int32[B, W] in nats, of every token but the first of each row: float64[B, W-1].
+
+    `progress(done, total)` is called now and then with the number of tokens scored in each row.
+    """
     target, (batch, length) = model.target, (ids.shape[0], ids.shape[1] - 1)
     cache = target.empty_cache(Window(), batch, length)
-    total, done = 0.0, 0
+    parts: list[np.ndarray] = []
+    done = 0
     for width in chunks(length):
         size = min(width, length - done)
         pair = np.zeros((2, batch, width), np.int32)
@@ -85,19 +89,21 @@ def _window_nll(model: Model, ids: np.ndarray) -> float:
         n = target.place(np.full(batch, size, np.int32), "batch")
         args = (target.params, cache, inputs, labels, n)
         cache, nll = program(cross_entropy, (target.model,), args, carry=1, layout=target.layout)[0].call(*args)
-        total += float(np.asarray(nll, np.float64).sum())
-        done += width
-    return total
+        parts.append(np.asarray(nll, np.float64)[:, :size])
+        done += size
+        if progress:
+            progress(done, length)
+    return np.concatenate(parts, axis=1)
 
 
 def cross_entropy(
     model: Transformer, params: Any, cache: Cache, tokens: jax.Array, labels: jax.Array, n: jax.Array
 ) -> tuple[Cache, jax.Array]:
-    """Commit the first n[B] of tokens i32[B, T], and give the cross-entropy of their labels i32[B, T], summed: f32[B].
+    """Commit the first n[B] of tokens i32[B, T], and give the cross-entropy of their labels i32[B, T]: float32[B, T].
 
-    Logits exist for `ROWS` tokens of a row at a time.
+    Zero behind the first n. Logits exist for `ROWS` tokens of a row at a time.
     """
-    output = forward(model, params, tokens, positions_of(cache, tokens), cache)
+    output = forward(model, params, tokens, positions_of(cache, tokens), cache, n=n)
     cache = cache.policy.commit(cache, output.fresh, None, n, output.stats)
     counted = jnp.arange(tokens.shape[1]) < n[:, None]
 
@@ -105,10 +111,10 @@ def cross_entropy(
         hidden, labels, counted = part
         logits = logits_of(model, params, hidden)
         chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-        return jnp.sum(jnp.where(counted, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0), axis=1)
+        return jnp.where(counted, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0)
 
     parts = jax.tree.map(_blocks, (output.hidden, labels, counted))
-    return cache, jnp.sum(jax.lax.map(block, parts), axis=0)
+    return cache, jnp.moveaxis(jax.lax.map(block, parts), 0, 1).reshape(tokens.shape)
 
 
 def _blocks(x: jax.Array) -> jax.Array:

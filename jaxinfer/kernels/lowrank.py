@@ -8,8 +8,9 @@ def lowrank_attention(q: jax.Array, k: jax.Array, v: jax.Array, e: jax.Array, f:
     """softmax(q (E k)^T) (F v): q, k, v [B, T, N, H] -> [B, T, N, H], in time and memory T * R instead of T * T.
 
     e, f: [R, S] with S at least T, the projections along the text, of which the first T columns are used. mask:
-    bool[B, T], False for padding. Every token sees a mixture of all others, later ones too: there is no causal form, and so no
-    decode step (Linformer, Wang et al. 2020, equation 7). Raises ValueError if the text is longer than the projections.
+    bool[B, T], False for padding. Every token sees a mixture of all others, later ones too: there is no causal form,
+    and so no decode step (Linformer, Wang et al. 2020, equation 7). Raises ValueError if the text is longer than the
+    projections.
     """
     n_tokens = k.shape[1]
     if n_tokens > e.shape[1]:

@@ -1,5 +1,6 @@
 """Models into other models: parameters to parameters, one file a method."""
 
+from jaxinfer.transform.context import extend_context
 from jaxinfer.transform.moefication import moefy
 
-__all__ = ["moefy"]
+__all__ = ["extend_context", "moefy"]

@@ -76,7 +76,7 @@ def _split(mlp: dict[str, Any], experts: int, rng: np.random.Generator) -> dict[
 
 
 def _clusters(weights: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """The rows of weights [F, D] in an order that puts each cluster of F / n together: balanced k-means by direction."""
+    """The rows of weights [F, D], ordered so that each cluster of F / n is together: balanced k-means by direction."""
     unit = weights / np.maximum(np.linalg.norm(weights, axis=1, keepdims=True), 1e-12)
     size = len(unit) // n
     centers = unit[rng.choice(len(unit), n, replace=False)]

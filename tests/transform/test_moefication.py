@@ -29,7 +29,7 @@ def test_smollm2_with_all_experts_on(smollm2, prose):
 
 
 def test_neurons_that_point_the_same_way_are_together():
-    """Four directions, twenty noisy neurons of each, shuffled: each expert has one direction, and its tokens choose it."""
+    """Four directions, twenty noisy neurons of each, shuffled: an expert has one, and its tokens choose it."""
     rng = np.random.default_rng(0)
     model = Model.random(CONFIG)
     directions = np.linalg.qr(rng.standard_normal((48, 4)))[0].T

@@ -1,0 +1,119 @@
+"""How far beyond its trained length does a model read, with and without scaled positions?
+
+    python experiments/context_extension.py configs/context_extension.yaml text=FILE [KEY=VALUE]...
+
+One long text goes through the model under each way of scaling its rotary positions. The cross-entropy of every token is
+kept by position: perplexity in blocks along the text says where a variant stops reading.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+import jaxinfer
+from jaxinfer.analysis.quality import token_nll
+from jaxinfer.caching import write_atomic
+from jaxinfer.errors import InputError
+from jaxinfer.experiment import lines, results
+from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, ModelSpec, read_as
+from jaxinfer.transform import extend_context
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is measured: see configs/context_extension.yaml."""
+
+    name: str
+    model: ModelSpec
+    text: str
+    factor: float = 4.0
+    tokens: int | None = None
+    block: int = 1024
+    variants: tuple[str, ...] = ("none", "linear", "ntk", "yarn")
+    output: str = "runs"
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain data, for the run folder."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def read_text(config: Config, model: jaxinfer.Model, length: int) -> np.ndarray:
+    """int32[1, length]: the first tokens of the file. Raises InputError if it cannot be read or is too short."""
+    try:
+        text = Path(config.text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"text: {config.text}: cannot be read: {error}") from None
+    if model.tokenizer is None:
+        raise InputError(f"model.source: {config.model.source!r} has no tokenizer")
+    ids = model.tokenizer.encode(text)
+    if len(ids) < length:
+        raise InputError(f"text: {config.text} has {len(ids)} tokens, and {length} are needed; give a longer one")
+    return np.array([ids[:length]], np.int32)
+
+
+def blocks(nll: np.ndarray, size: int) -> list[tuple[int, float]]:
+    """Perplexity of each whole block of tokens along the text, with the position of its end."""
+    ends = range(size, len(nll) + 1, size)
+    return [(end, math.exp(float(nll[end - size : end].mean()))) for end in ends]
+
+
+def table(found: dict[str, np.ndarray], trained: int) -> Table:
+    """Perplexity within the trained length, beyond it, and of the whole text."""
+    shown = Table("positions", f"up to {trained}", "beyond", "all", box=None)
+    for name, nll in found.items():
+        parts = (nll[:trained], nll[trained:], nll)
+        shown.add_row(name, *(f"{math.exp(float(part.mean())):.2f}" if len(part) else "-" for part in parts))
+    return shown
+
+
+def main(path: str, *overrides: str) -> None:
+    """Run the experiment: a table on the terminal; results.json, table.txt and perplexity.svg in the run folder."""
+    config = read_as(Config, path, overrides)
+    results.check_writable(config.output)
+    model = jaxinfer.load(config.model.source, dtype=config.model.dtype or "float32")
+    trained = model.config.max_positions
+    length = config.tokens or int(trained * config.factor)
+    ids = read_text(config, model, length)
+    variants = {name: extend_context(model, name, config.factor) for name in config.variants}  # type: ignore[arg-type]
+    found: dict[str, np.ndarray] = {}
+    seconds: dict[str, float] = {}
+    with Progress(console=Console(stderr=True)) as progress:
+        for name, variant in variants.items():
+            task = progress.add_task(name, total=length - 1)
+            start = time.perf_counter()
+            found[name] = token_nll(variant, ids, lambda done, _, task=task: progress.update(task, completed=done))[0]
+            seconds[name] = time.perf_counter() - start
+    by_block = {name: blocks(nll, config.block) for name, nll in found.items()}
+    folder = results.new_run(config)
+    data = {"trained": trained, "tokens": length, "seconds": seconds, "perplexity": by_block}
+    write_atomic(folder / "results.json", json.dumps(data, indent=2) + "\n")
+    title = f"{model.name}: perplexity along a text of {length} tokens, trained on {trained}"
+    write_atomic(
+        folder / "perplexity.svg", lines.chart(title, "position", "perplexity of a block", by_block, log_y=True)
+    )
+    with Console(record=True, highlight=False) as console:
+        console.print(table(found, trained))
+        console.print(f"{folder}")
+    write_atomic(folder / "table.txt", console.export_text())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    try:
+        main(*sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
