@@ -30,7 +30,7 @@ def open_folder(folder: Path) -> tuple[Family, ModelConfig, Tensors]:
     family = by_hf_type(fields.text("model_type"), fields.file)
     packing = fields.group("quantization_config")
     if packing is None or packing.get("quant_method", None) != family.hf_packing:
-        fields.refuse("quantization_config", "Hugging Face checkpoints quantized so are not supported; GGUF ones are")
+        fields.refuse("quantization_config", "such quantized Hugging Face checkpoints are not supported; GGUF ones are")
     config = configured(lambda: family.hf_config(fields), fields.file)
     tensors = {}
     for file, names in _files(folder).items():
