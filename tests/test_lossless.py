@@ -56,7 +56,7 @@ def is_most_likely(model, prompt, new):
 
 @pytest.mark.parametrize(
     ("name", "policy"),
-    [*(("tiny_gemma", policy()) for policy in POLICIES.values()), ("tiny_llama", Dense()), ("tiny_segments", Window())],
+    [*(("tiny_gemma", policy()) for policy in POLICIES.values()), ("tiny_segments", Window())],
     ids=str,
 )
 @pytest.mark.parametrize("method", VARIANTS, ids=str)
@@ -72,9 +72,7 @@ def test_a_ragged_batch(request, ragged, greedy, method, name, policy):
     assert again.tokens == [row[:limit] for row, limit in zip(whole, limits, strict=True)]
 
 
-@pytest.mark.parametrize(
-    ("name", "method"), [("tiny_llama", Greedy()), ("tiny_gemma", Lookup()), ("tiny_segments", Lookup())], ids=str
-)
+@pytest.mark.parametrize(("name", "method"), [("tiny_llama", Greedy()), ("tiny_gemma", Lookup())], ids=str)
 def test_a_row_in_a_batch_is_the_row_alone(request, ragged, greedy, name, method):
     tiny, prompts = request.getfixturevalue(name), ragged(LENGTHS)
     together = greedy(tiny, prompts, NEW)
@@ -87,16 +85,15 @@ def test_a_row_in_a_batch_is_the_row_alone(request, ragged, greedy, name, method
 EDGES = (1, 15, 16, 17, 127, 128, 129, 512, 513)
 
 
-@pytest.mark.parametrize("name", ["tiny_gemma", "tiny_segments"])
-def test_prompts_at_the_edges_of_chunks(request, ragged, greedy, name):
+def test_prompts_at_the_edges_of_chunks(tiny_gemma, ragged, greedy):
     """In a batch and alone a prompt is cut into other chunks; without a cache into none."""
-    tiny, prompts = request.getfixturevalue(name), ragged(EDGES)
-    together = greedy(tiny, prompts, NEW)
+    prompts, n = ragged(EDGES), 40
+    together = greedy(tiny_gemma, prompts, n)
     for prompt, new in zip(prompts, together, strict=True):
-        assert len(new) == NEW
-        assert is_most_likely(tiny, prompt, new)
+        assert len(new) == n
+        assert is_most_likely(tiny_gemma, prompt, new)
     for method, row in ((Greedy(), 5), (Lookup(), 8)):
-        assert generate(tiny, [prompts[row]], method, max_new_tokens=NEW).tokens == [together[row]]
+        assert generate(tiny_gemma, [prompts[row]], method, max_new_tokens=n).tokens == [together[row]]
 
 
 @pytest.mark.parametrize("method", [method() for method in METHODS.values()], ids=METHODS)
@@ -147,7 +144,6 @@ TEXTS = (
         (range(2, 5), Lookup(width=4, ngram=2), Dense()),  # the same programs
         ([5], Lookup(width=16, ngram=4), Window()),
         ([0], Lookup(width=16, ngram=4), Window()),
-        ([6], Greedy(), Dense()),
     ],
     ids=str,
 )
@@ -156,4 +152,4 @@ def test_real_models(real, greedy, rows, method, policy):
     expected = greedy(real, prompts, 48)
     result = generate(real, [prompts[row] for row in rows], method, policy=policy, max_new_tokens=48)
     assert result.tokens == [expected[row] for row in rows]
-    assert (result.stats.tokens_per_step > 1.1) == isinstance(method, Lookup)
+    assert result.stats.tokens_per_step > 1.1

@@ -22,6 +22,7 @@ from jaxinfer import (
     programs,
 )
 from jaxinfer.generation import Generation
+from jaxinfer.layers.stacked import Separate
 
 
 @pytest.fixture
@@ -72,10 +73,10 @@ def test_the_cache_is_never_copied(tiny_gemma, ragged, method, policy):
     assert large - small <= 4 * (3 * 8192 * 4)
 
 
-def _compiled_size(n_layers: int, separate_layers: bool | None, d_model: int) -> int:
+def _compiled_size(n_layers: int, d_model: int) -> int:
     """Characters of the decode program that XLA has made: a stand-in for its compile time that every run agrees on."""
     cfg = ModelConfig("llama", 97, d_model, 2 * d_model, 4, 2, 16, (Segment((LayerKind(),), n_layers),), 512)
-    model = dataclasses.replace(Model.random(cfg), separate_layers=separate_layers)
+    model = Model.random(cfg)
     args = ([list(range(20))], [4], Greedy(), Dense(), Sampling(temperature=0.0), [0], (), False)
     generation = Generation(model.target, *args)
     static = (model.target.model, generation.method)
@@ -84,15 +85,19 @@ def _compiled_size(n_layers: int, separate_layers: bool | None, d_model: int) ->
     return len(decode.compiled.as_text())
 
 
-@pytest.mark.parametrize(("separate_layers", "d_model"), [(None, 64), (None, 256), (True, 64), (False, 256)])
-def test_a_deep_model_is_no_larger_a_program(separate_layers, d_model):
-    """Layers are scanned, unless they are large and few, or separate views are asked for."""
-    shallow, deep = (_compiled_size(n, separate_layers, d_model) for n in (4, 64))
+@pytest.mark.parametrize("d_model", [64, 256])
+def test_a_deep_model_is_no_larger_a_program(d_model):
+    """Layers are scanned, unless they are large and few."""
+    shallow, deep = (_compiled_size(n, d_model) for n in (4, 64))
     assert deep <= 1.02 * shallow
 
 
-def test_separate_layers_can_be_asked_for_at_any_depth():
-    assert _compiled_size(40, True, 256) > 2 * _compiled_size(40, None, 256)
+@pytest.mark.parametrize(("n_layers", "asked", "separate"), [(32, None, True), (33, None, False), (33, True, True)])
+def test_layers_are_apart_where_they_are_few_or_it_is_asked_for(n_layers, asked, separate):
+    cfg = ModelConfig("llama", 97, 256, 512, 4, 2, 64, (Segment((LayerKind(),), n_layers),), 512)
+    model = dataclasses.replace(Model.random(cfg), separate_layers=asked)
+    up = model.target.step_params["segment_0"]["layer_0"]["mlp"]["up"]["kernel"]
+    assert isinstance(up, Separate) == separate
 
 
 def test_large_layers_are_views_that_share_memory():
