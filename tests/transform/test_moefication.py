@@ -25,7 +25,6 @@ def test_smollm2_with_all_experts_on(smollm2, prose):
     split = moefy(smollm2, 8, 8)
     expected = np.asarray(smollm2.logits(rows))
     assert np.abs(np.asarray(split.logits(rows)) - expected).max() < 1e-4 * np.abs(expected).max()
-    assert split.generate(rows, max_new_tokens=8).tokens == smollm2.generate(rows, max_new_tokens=8).tokens
 
 
 def test_neurons_that_point_the_same_way_are_together():
