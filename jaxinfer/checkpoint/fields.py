@@ -53,6 +53,13 @@ class Fields:
         value = self._typed(name, default, (int, float), "a number")
         return value if value is default else float(value)
 
+    def positive(self, name: str, default: Any = _REQUIRED) -> float:
+        """A number above zero."""
+        value = self.number(name, default)
+        if value is not default and value <= 0:
+            raise InputError(f"{self.file}: field {self.prefix + name!r} must be above zero, not {value}")
+        return value
+
     def text(self, name: str, default: Any = _REQUIRED) -> str:
         return self._typed(name, default, (str,), "a string")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxinfer.checkpoint.families import by_gguf_arch, configured
+from jaxinfer.checkpoint.families import by_gguf_arch, by_name, configured
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.gguf_header import Header, TensorInfo, read_header
 from jaxinfer.checkpoint.imports import require
@@ -26,7 +26,8 @@ def open_gguf(path: Path) -> tuple[Header, Family, ModelConfig, Tensors]:
     fields = Fields(str(path), header.metadata, prefix=f"{arch}.")
     read = family.gguf_config
     assert read is not None  # it was found by its name in GGUF files
-    return header, family, configured(lambda: read(fields, tensors), str(path)), tensors
+    config = configured(lambda: read(fields, tensors), str(path))
+    return header, by_name(config.family), config, tensors  # Mixtral's files say llama
 
 
 def _tensor(header: Header, name: str, info: TensorInfo) -> Tensor:

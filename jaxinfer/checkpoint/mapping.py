@@ -89,7 +89,7 @@ class Rule:
     axes: str  # layout in the file; an axis called "two" has length 2
     gguf_axes: str | None = None  # layout in GGUF files where it differs
     hf_offset: float = 0.0  # parameter = Hugging Face's tensor + offset
-    part: Callable[[ModelConfig], Part] | None = None  # Hugging Face's tensor is fused of several, of which this is one
+    part: Callable[[ModelConfig], Part] | None = None  # the file's tensor is fused of several, of which this is one
 
     @property
     def per_layer(self) -> bool:
@@ -178,7 +178,7 @@ def slots(family: Family, cfg: ModelConfig, fmt: Format, leaves: set[str]) -> di
         if name is None:
             continue
         axes = rule.gguf_axes if fmt == "gguf" and rule.gguf_axes else rule.axes
-        part = rule.part(cfg) if rule.part and fmt == "hf" else None
+        part = rule.part(cfg) if rule.part else None
         if not rule.per_layer:
             add(name, Slot(rule.param, None, axes, offset, part))
             continue

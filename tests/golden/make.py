@@ -91,7 +91,7 @@ CASES = {
     "phi3": ("Phi3Config", SIZES),
     "phi3-longrope": ("Phi3Config", dict(SIZES, rope_parameters=LONGROPE, original_max_position_embeddings=8)),
     "olmo2": ("Olmo2Config", SIZES),
-    "smollm3": ("SmolLM3Config", dict(FOUR, no_rope_layer_interval=2)),
+    "smollm3": ("SmolLM3Config", dict(FOUR, no_rope_layer_interval=4)),
     "granite": (
         "GraniteConfig",
         dict(
@@ -116,7 +116,8 @@ CASES = {
     "gpt-neox": ("GPTNeoXConfig", NEOX),
     "gpt-neox-serial": ("GPTNeoXConfig", dict(NEOX, use_parallel_residual=False, rotary_pct=0.5)),
     "mixtral": ("MixtralConfig", dict(SIZES, num_local_experts=5, num_experts_per_tok=2, intermediate_size=40)),
-    "qwen2-moe": (
+    "qwen2-moe": ("Qwen2MoeConfig", dict(SIZES, **EXPERTS, shared_expert_intermediate_size=48)),
+    "qwen2-moe-mixed": (
         "Qwen2MoeConfig",
         dict(SIZES, **EXPERTS, shared_expert_intermediate_size=48, mlp_only_layers=[1]),
     ),

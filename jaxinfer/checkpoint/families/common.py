@@ -48,6 +48,14 @@ EMBED = (
     Rule("head/kernel", "lm_head.weight", "output.weight", "v d -> v d"),
 )
 
+# GGUF files of the Llama lineage hold q and k for the interleaved RoPE: the halves of a head, element by element.
+INTERLEAVED = "n (two half) d -> (n half two) d"
+
+TURNED_QUERY_AND_KEY = (
+    layer("attention/q/kernel", "self_attn.q_proj", "attn_q", "n h d -> (n h) d", gguf_axes=INTERLEAVED),
+    layer("attention/k/kernel", "self_attn.k_proj", "attn_k", "n h d -> (n h) d", gguf_axes=INTERLEAVED),
+)
+
 QUERY_AND_KEY = (
     layer("attention/q/kernel", "self_attn.q_proj", "attn_q", "n h d -> (n h) d"),
     layer("attention/k/kernel", "self_attn.k_proj", "attn_k", "n h d -> (n h) d"),
@@ -168,24 +176,27 @@ def window_fields(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def gguf_decoder(fields: Fields, tensors: Tensors, family: str, **settings) -> ModelConfig:
-    """What the metadata of GGUF files of the Llama lineage have in common. `settings` are ModelConfig's."""
+    """What the metadata of GGUF files of the Llama lineage have in common. `settings` are ModelConfig's: they come first.
+
+    `kinds` is given the file's RoPE and the number of layers, and gives their kinds; without it, all are alike.
+    """
     d_model, n_heads = fields.integer("embedding_length"), fields.integer("attention.head_count")
     width = head_dim(fields, "attention.key_length", d_model, n_heads)
     rope = gguf_rope(fields, tensors, fields.number("rope.freq_base", 10_000.0), width)
-    return ModelConfig(
-        family=family,
+    kinds = settings.pop("kinds", lambda rope, n: [LayerKind("global", rope)] * n)
+    given: dict[str, Any] = dict(
         vocab_size=gguf_vocab_size(fields, tensors),
         d_model=d_model,
-        d_ff=fields.integer("feed_forward_length"),
+        d_ff=settings.pop("d_ff", None) or fields.integer("feed_forward_length"),
         n_heads=n_heads,
         n_kv_heads=fields.integer("attention.head_count_kv", n_heads),
         head_dim=width,
-        segments=(Segment((LayerKind("global", rope),), fields.integer("block_count")),),
+        segments=shortest_segments(kinds(rope, fields.integer("block_count"))),
         max_positions=fields.integer("context_length"),
         norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
         tie_embeddings="output.weight" not in tensors,
-        **settings,
     )
+    return ModelConfig(family=family, **(given | settings))
 
 
 def windowed(fields: Fields, types: list[str] | None, n_layers: int, moe: MoE | None = None) -> list[LayerKind]:

@@ -37,10 +37,11 @@ def named(prefix: str, names: dict[str, str], axes: dict[str, str]) -> tuple[Rul
     return tuple(rows)
 
 
-def qkv(hf: str, part: Callable, bias: bool = True, axis: int = 0) -> tuple[Rule, ...]:
+def qkv(hf: str, part: Callable, bias: bool = True, axis: int = 0, gguf: str | None = None) -> tuple[Rule, ...]:
     """The rows of q, k and v in the fused tensor `hf` (without suffix); axis 1: the file holds [in, out]."""
+    other = gguf and f"{gguf}.weight"
     kernel = "n h d -> d (n h)" if axis else "n h d -> (n h) d"
-    rows = [Rule(f"attention/{x}/kernel", f"{hf}.weight", None, kernel, part=part(x, axis)) for x in "qkv"]
+    rows = [Rule(f"attention/{x}/kernel", f"{hf}.weight", other, kernel, part=part(x, axis)) for x in "qkv"]
     if bias:
         rows += [Rule(f"attention/{x}/bias", f"{hf}.bias", None, "n h -> (n h)", part=part(x)) for x in "qkv"]
     return tuple(rows)

@@ -11,14 +11,15 @@ from jaxinfer.checkpoint.families.common import (
     VALUE_AND_OUTPUT,
     activation,
     decoder_fields,
+    gguf_decoder,
     hf_decoder,
     layer,
     window_fields,
     windowed,
 )
 from jaxinfer.checkpoint.fields import Fields
-from jaxinfer.checkpoint.mapping import Family, Rule
-from jaxinfer.config import ModelConfig
+from jaxinfer.checkpoint.mapping import Family, Rule, Tensors
+from jaxinfer.config import LayerKind, ModelConfig, Rope
 
 # Hugging Face files hold the norms as w, and the model multiplies by 1 + w; GGUF files hold the sum.
 _ONE: dict[str, Any] = {"hf_offset": 1.0}
@@ -57,10 +58,37 @@ def _gemma2(fields: Fields) -> ModelConfig:
         "gemma2",
         kinds=windowed(fields, types, n_layers),
         post_norms=True,
-        query_scale=fields.number("query_pre_attn_scalar", 256.0) ** -0.5,
+        query_scale=fields.positive("query_pre_attn_scalar", 256.0) ** -0.5,
         attention_softcap=fields.number("attn_logit_softcapping", None),
         logit_softcap=fields.number("final_logit_softcapping", None),
         **_settings(fields),
+    )
+
+
+def _gguf_settings(fields: Fields) -> dict[str, Any]:
+    return dict(activation="gelu_tanh", embed_scale=math.sqrt(fields.integer("embedding_length")))
+
+
+def _gemma2_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
+    window = fields.integer("attention.sliding_window", 4096)
+    n_layers, n_heads = fields.integer("block_count"), fields.integer("attention.head_count")
+    # The metadata lacks it: the 27B model alone (46 layers) scales by d_model / n_heads, as in llama.cpp.
+    width = fields.integer("embedding_length") // n_heads if n_layers == 46 else fields.integer("attention.key_length")
+
+    def kinds(rope: Rope, n: int) -> list[LayerKind]:
+        local, globl = LayerKind("local", rope, window), LayerKind("global", rope)
+        return [globl if i % 2 else local for i in range(n)]
+
+    return gguf_decoder(
+        fields,
+        tensors,
+        "gemma2",
+        kinds=kinds,
+        post_norms=True,
+        query_scale=width**-0.5,
+        attention_softcap=fields.number("attn_logit_softcapping", None),
+        logit_softcap=fields.number("final_logit_softcapping", None),
+        **_gguf_settings(fields),
     )
 
 
@@ -80,6 +108,8 @@ GEMMA = Family(
     hf_types=("gemma",),
     hf_config=lambda fields: hf_decoder(fields, "gemma", **_settings(fields)),
     hf_fields=decoder_fields,
+    gguf_arch="gemma",
+    gguf_config=lambda fields, tensors: gguf_decoder(fields, tensors, "gemma", **_gguf_settings(fields)),
     ignore=r"lm_head\.weight",
 )
 
@@ -94,5 +124,7 @@ GEMMA2 = Family(
     hf_types=("gemma2",),
     hf_config=_gemma2,
     hf_fields=_gemma2_fields,
+    gguf_arch="gemma2",
+    gguf_config=_gemma2_gguf,
     ignore=r"lm_head\.weight",
 )

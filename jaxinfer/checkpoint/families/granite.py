@@ -6,14 +6,15 @@ from jaxinfer.checkpoint.families.common import (
     EMBED,
     GATED_MLP,
     NORMS,
-    QUERY_AND_KEY,
+    TURNED_QUERY_AND_KEY,
     VALUE_AND_OUTPUT,
     biases,
     decoder_fields,
+    gguf_decoder,
     hf_decoder,
 )
 from jaxinfer.checkpoint.fields import Fields
-from jaxinfer.checkpoint.mapping import Family
+from jaxinfer.checkpoint.mapping import Family, Tensors
 from jaxinfer.config import ModelConfig
 
 
@@ -28,7 +29,19 @@ def _from_hf(fields: Fields) -> ModelConfig:
         embed_scale=fields.number("embedding_multiplier", 1.0),
         residual_scale=fields.number("residual_multiplier", 1.0),
         query_scale=fields.number("attention_multiplier", 1.0),
-        logit_scale=1.0 / fields.number("logits_scaling", 1.0),
+        logit_scale=1.0 / fields.positive("logits_scaling", 1.0),
+    )
+
+
+def _from_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
+    return gguf_decoder(
+        fields,
+        tensors,
+        "granite",
+        embed_scale=fields.number("embedding_scale", 1.0),
+        residual_scale=fields.number("residual_scale", 1.0),
+        query_scale=fields.number("attention.scale", None),
+        logit_scale=1.0 / fields.positive("logit_scale", 1.0),
     )
 
 
@@ -46,13 +59,15 @@ GRANITE = Family(
     rules=(
         *EMBED,
         *NORMS,
-        *QUERY_AND_KEY,
+        *TURNED_QUERY_AND_KEY,
         *VALUE_AND_OUTPUT,
         *GATED_MLP,
-        *biases(*QUERY_AND_KEY, *VALUE_AND_OUTPUT, *GATED_MLP),
+        *biases(*TURNED_QUERY_AND_KEY, *VALUE_AND_OUTPUT, *GATED_MLP),
     ),
     hf_types=("granite",),
     hf_config=_from_hf,
     hf_fields=_hf_fields,
-    ignore=r"lm_head\.weight",
+    gguf_arch="granite",
+    gguf_config=_from_gguf,
+    ignore=r"rope_freqs\.weight|lm_head\.weight",
 )

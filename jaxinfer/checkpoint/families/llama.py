@@ -4,25 +4,22 @@ from jaxinfer.checkpoint.families.common import (
     EMBED,
     GATED_MLP,
     NORMS,
+    TURNED_QUERY_AND_KEY,
     VALUE_AND_OUTPUT,
     biases,
     decoder_fields,
     gguf_decoder,
     hf_decoder,
-    layer,
 )
+from jaxinfer.checkpoint.families.moe import mixtral_from_gguf
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Family, Tensors
 from jaxinfer.config import ModelConfig
 
-# GGUF files of this architecture hold q and k for the interleaved RoPE: the two halves of a head, element by element.
-_INTERLEAVED = "n (two half) d -> (n half two) d"
-
 _RULES = (
     *EMBED,
     *NORMS,
-    layer("attention/q/kernel", "self_attn.q_proj", "attn_q", "n h d -> (n h) d", gguf_axes=_INTERLEAVED),
-    layer("attention/k/kernel", "self_attn.k_proj", "attn_k", "n h d -> (n h) d", gguf_axes=_INTERLEAVED),
+    *TURNED_QUERY_AND_KEY,
     *VALUE_AND_OUTPUT,
     *GATED_MLP,
 )
@@ -35,8 +32,10 @@ def _from_hf(fields: Fields) -> ModelConfig:
 
 
 def _from_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
-    fields.refuse("expert_count", "mixtures of experts are not supported for this family yet")
-    return gguf_decoder(fields, tensors, "llama")
+    """Mixtral's files call themselves llama too."""
+    return (
+        mixtral_from_gguf(fields, tensors) if fields.get("expert_count", 0) else gguf_decoder(fields, tensors, "llama")
+    )
 
 
 LLAMA = Family(

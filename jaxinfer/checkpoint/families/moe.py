@@ -7,15 +7,17 @@ from jaxinfer.checkpoint.families.common import (
     GATED_MLP,
     NORMS,
     QUERY_AND_KEY,
+    TURNED_QUERY_AND_KEY,
     VALUE_AND_OUTPUT,
     biases,
     decoder_fields,
+    gguf_decoder,
     hf_decoder,
     layer,
 )
 from jaxinfer.checkpoint.families.rope import rope_of
 from jaxinfer.checkpoint.fields import Fields
-from jaxinfer.checkpoint.mapping import Family, Rule
+from jaxinfer.checkpoint.mapping import Family, Rule, Tensors
 from jaxinfer.config import LayerKind, ModelConfig, MoE
 from jaxinfer.errors import InputError
 
@@ -25,34 +27,34 @@ _ATTENTION = (*EMBED, *NORMS, *QUERY_AND_KEY, *VALUE_AND_OUTPUT)
 def experts(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
     """The rows of a router and of experts that are tensors of their own."""
     return (
-        layer("moe/router/kernel", f"{block}.gate", None, "e d -> e d"),
-        layer("moe/gate", f"{block}.experts.{{e}}.{gate}", None, "f d -> f d"),
-        layer("moe/up", f"{block}.experts.{{e}}.{up}", None, "f d -> f d"),
-        layer("moe/down", f"{block}.experts.{{e}}.{down}", None, "d f -> d f"),
+        layer("moe/router/kernel", f"{block}.gate", "ffn_gate_inp", "e d -> e d"),
+        layer("moe/gate", f"{block}.experts.{{e}}.{gate}", "ffn_gate_exps", "f d -> f d", gguf_axes="e f d -> e f d"),
+        layer("moe/up", f"{block}.experts.{{e}}.{up}", "ffn_up_exps", "f d -> f d", gguf_axes="e f d -> e f d"),
+        layer("moe/down", f"{block}.experts.{{e}}.{down}", "ffn_down_exps", "d f -> d f", gguf_axes="e d f -> e d f"),
     )
 
 
 def shared_experts(block: str) -> tuple[Rule, ...]:
     """The rows of the expert that all tokens share."""
     return (
-        layer("moe/shared/gate/kernel", f"{block}.gate_proj", None, "f d -> f d"),
-        layer("moe/shared/up/kernel", f"{block}.up_proj", None, "f d -> f d"),
-        layer("moe/shared/down/kernel", f"{block}.down_proj", None, "d f -> d f"),
+        layer("moe/shared/gate/kernel", f"{block}.gate_proj", "ffn_gate_shexp", "f d -> f d"),
+        layer("moe/shared/up/kernel", f"{block}.up_proj", "ffn_up_shexp", "f d -> f d"),
+        layer("moe/shared/down/kernel", f"{block}.down_proj", "ffn_down_shexp", "d f -> d f"),
     )
 
 
 _EXPERTS = experts("mlp", "gate_proj", "up_proj", "down_proj")
 _SHARED = (
     *shared_experts("mlp.shared_expert"),
-    layer("moe/shared_gate/kernel", "mlp.shared_expert_gate", None, "o d -> o d"),
+    layer("moe/shared_gate/kernel", "mlp.shared_expert_gate", "ffn_gate_inp_shexp", "o d -> o d"),
 )
 _HEAD_NORMS = (
-    layer("attention/q_norm/scale", "self_attn.q_norm", None, "h -> h"),
-    layer("attention/k_norm/scale", "self_attn.k_norm", None, "h -> h"),
+    layer("attention/q_norm/scale", "self_attn.q_norm", "attn_q_norm", "h -> h"),
+    layer("attention/k_norm/scale", "self_attn.k_norm", "attn_k_norm", "h -> h"),
 )
 _ALL_NORMS = (
-    layer("attention/q_norm/scale", "self_attn.q_norm", None, "n h -> (n h)"),
-    layer("attention/k_norm/scale", "self_attn.k_norm", None, "n h -> (n h)"),
+    layer("attention/q_norm/scale", "self_attn.q_norm", "attn_q_norm", "n h -> (n h)"),
+    layer("attention/k_norm/scale", "self_attn.k_norm", "attn_k_norm", "n h -> (n h)"),
 )
 
 
@@ -118,6 +120,32 @@ def _olmoe(fields: Fields) -> ModelConfig:
     return hf_decoder(fields, "olmoe", kinds=kinds, qk_norm="whole", norm_eps=eps)
 
 
+def _gguf(family: str, d_ff: str, of_moe: dict[str, Any], name: str = "sparse", **settings: Any):
+    """A reader of GGUF metadata: experts in every layer, whose width is the field `d_ff`; `name`: of their kind."""
+
+    def read(fields: Fields, tensors: Tensors) -> ModelConfig:
+        shared = "expert_shared_feed_forward_length"
+        own: dict[str, Any] = (
+            {"shared_d_ff": fields.integer(shared), "shared_gate": True} if family == "qwen2_moe" else {}
+        )
+        moe = MoE(
+            experts=fields.integer("expert_count"),
+            top_k=fields.integer("expert_used_count"),
+            d_ff=fields.integer(d_ff),
+            **of_moe,
+            **own,
+        )
+        kinds = lambda rope, n: [LayerKind(name, rope, moe=moe)] * n  # noqa: E731
+        # How wide the MLP of a layer without experts would be: none is, and the field may be missing.
+        width = fields.integer("feed_forward_length", moe.d_ff)
+        return gguf_decoder(fields, tensors, family, kinds=kinds, d_ff=width, **settings)
+
+    return read
+
+
+mixtral_from_gguf = _gguf("mixtral", "feed_forward_length", {"router": "topk"}, "global")
+
+
 def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
     moe = next(kind.moe for kind in cfg.kinds if kind.moe)
     whole = cfg.family in ("mixtral", "olmoe")  # their intermediate_size is that of an expert
@@ -135,7 +163,7 @@ def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
 
 MIXTRAL = Family(
     name="mixtral",
-    rules=(*_ATTENTION, *experts("block_sparse_moe", "w1", "w3", "w2")),
+    rules=(*EMBED, *NORMS, *TURNED_QUERY_AND_KEY, *VALUE_AND_OUTPUT, *experts("block_sparse_moe", "w1", "w3", "w2")),
     hf_types=("mixtral",),
     hf_config=_mixtral,
     hf_fields=_hf_fields,
@@ -148,6 +176,8 @@ QWEN2_MOE = Family(
     hf_types=("qwen2_moe",),
     hf_config=_qwen2,
     hf_fields=_hf_fields,
+    gguf_arch="qwen2moe",
+    gguf_config=_gguf("qwen2_moe", "expert_feed_forward_length", {}, attention_bias=True),
     ignore=r"lm_head\.weight",
 )
 
@@ -157,6 +187,8 @@ QWEN3_MOE = Family(
     hf_types=("qwen3_moe",),
     hf_config=_qwen3,
     hf_fields=_hf_fields,
+    gguf_arch="qwen3moe",
+    gguf_config=_gguf("qwen3_moe", "expert_feed_forward_length", {"normalize": True}, qk_norm="head"),
     ignore=r"lm_head\.weight",
 )
 
@@ -166,5 +198,7 @@ OLMOE = Family(
     hf_types=("olmoe",),
     hf_config=_olmoe,
     hf_fields=_hf_fields,
+    gguf_arch="olmoe",
+    gguf_config=_gguf("olmoe", "feed_forward_length", {}, "global", qk_norm="whole"),
     ignore=r"lm_head\.weight",
 )

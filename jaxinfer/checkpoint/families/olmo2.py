@@ -1,5 +1,7 @@
 """OLMo 2: norms behind attention and MLP, none before; q and k are normalized over all heads as one."""
 
+from typing import Any
+
 from jaxinfer.checkpoint.families.common import (
     EMBED,
     GATED_MLP,
@@ -8,6 +10,7 @@ from jaxinfer.checkpoint.families.common import (
     VALUE_AND_OUTPUT,
     biases,
     decoder_fields,
+    gguf_decoder,
     hf_decoder,
     layer,
 )
@@ -15,11 +18,12 @@ from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Family
 from jaxinfer.config import ModelConfig
 
+_NORMS: dict[str, Any] = dict(pre_norms=False, post_norms=True, qk_norm="whole")
+
 
 def _from_hf(fields: Fields) -> ModelConfig:
     bias = fields.flag("attention_bias", False)
-    norms = dict(pre_norms=False, post_norms=True, qk_norm="whole")
-    return hf_decoder(fields, "olmo2", attention_bias=bias, output_bias=bias, **norms)
+    return hf_decoder(fields, "olmo2", attention_bias=bias, output_bias=bias, **_NORMS)
 
 
 OLMO2 = Family(
@@ -39,5 +43,7 @@ OLMO2 = Family(
     hf_types=("olmo2",),
     hf_config=_from_hf,
     hf_fields=decoder_fields,
+    gguf_arch="olmo2",
+    gguf_config=lambda fields, tensors: gguf_decoder(fields, tensors, "olmo2", **_NORMS),
     ignore=r"lm_head\.weight",
 )

@@ -1,5 +1,6 @@
 """Phi-3: Llama with q, k and v in one tensor, and gate and up in another."""
 
+import dataclasses
 from typing import Any
 
 from jaxinfer.checkpoint.families.common import (
@@ -8,6 +9,7 @@ from jaxinfer.checkpoint.families.common import (
     NORMS,
     VALUE_AND_OUTPUT,
     decoder_fields,
+    gguf_decoder,
     hf_decoder,
     layer,
 )
@@ -15,8 +17,9 @@ from jaxinfer.checkpoint.families.common import head_dim as width_of_head
 from jaxinfer.checkpoint.families.fused import in_turn, qkv
 from jaxinfer.checkpoint.families.rope import partial_width, rope_of
 from jaxinfer.checkpoint.fields import Fields
-from jaxinfer.checkpoint.mapping import Family, Part
+from jaxinfer.checkpoint.mapping import Family, Part, Tensors
 from jaxinfer.config import LayerKind, ModelConfig, Rope
+from jaxinfer.errors import InputError
 
 
 def _from_hf(fields: Fields) -> ModelConfig:
@@ -26,6 +29,21 @@ def _from_hf(fields: Fields) -> ModelConfig:
     window = fields.integer("sliding_window", None)
     kind = LayerKind("local" if window else "global", rope, window)
     return hf_decoder(fields, "phi3", kinds=[kind] * fields.integer("num_hidden_layers"))
+
+
+def _from_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
+    for name in ("rope_factors_long.weight", "rope_factors_short.weight"):
+        if name in tensors:
+            raise InputError(f"{fields.file}: tensor {name!r}: longrope in GGUF files is not supported")
+    window = fields.integer("attention.sliding_window", None)
+    width = fields.integer("embedding_length") // fields.integer("attention.head_count")
+    turning = fields.integer("rope.dimension_count", width)
+
+    def kinds(rope: Rope, n: int) -> list[LayerKind]:
+        rope = dataclasses.replace(rope, width=None if turning == width else turning)
+        return [LayerKind("local" if window else "global", rope, window)] * n
+
+    return gguf_decoder(fields, tensors, "phi3", kinds=kinds)
 
 
 def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
@@ -43,14 +61,16 @@ PHI3 = Family(
     rules=(
         *EMBED,
         *NORMS,
-        *qkv("model.layers.{n}.self_attn.qkv_proj", in_turn, bias=False),
+        *qkv("model.layers.{n}.self_attn.qkv_proj", in_turn, bias=False, gguf="blk.{n}.attn_qkv"),
         VALUE_AND_OUTPUT[1],
-        layer("mlp/gate/kernel", "mlp.gate_up_proj", None, "f d -> f d", part=lambda cfg: Part(0, 1, 2)),
-        layer("mlp/up/kernel", "mlp.gate_up_proj", None, "f d -> f d", part=lambda cfg: Part(1, 1, 2)),
+        layer("mlp/gate/kernel", "mlp.gate_up_proj", "ffn_up", "f d -> f d", part=lambda cfg: Part(0, 1, 2)),
+        layer("mlp/up/kernel", "mlp.gate_up_proj", "ffn_up", "f d -> f d", part=lambda cfg: Part(1, 1, 2)),
         GATED_MLP[2],
     ),
     hf_types=("phi3",),
     hf_config=_from_hf,
     hf_fields=_hf_fields,
+    gguf_arch="phi3",
+    gguf_config=_from_gguf,
     ignore=r".*\.rotary_emb\.inv_freq|lm_head\.weight",
 )

@@ -4,16 +4,17 @@ from jaxinfer.checkpoint.families.common import (
     EMBED,
     GATED_MLP,
     NORMS,
-    QUERY_AND_KEY,
+    TURNED_QUERY_AND_KEY,
     VALUE_AND_OUTPUT,
     biases,
     decoder_fields,
+    gguf_decoder,
     hf_decoder,
 )
 from jaxinfer.checkpoint.families.rope import rope_of
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Family
-from jaxinfer.config import LayerKind, ModelConfig
+from jaxinfer.config import LayerKind, ModelConfig, Rope
 from jaxinfer.errors import InputError
 
 
@@ -38,18 +39,26 @@ def _from_hf(fields: Fields) -> ModelConfig:
     )
 
 
+def _kinds(rope: Rope, n_layers: int) -> list[LayerKind]:
+    """GGUF files do not say which layers have no positions: every fourth, as in llama.cpp."""
+    plain, nope = LayerKind("global", rope), LayerKind("nope", None)
+    return [plain if (n + 1) % 4 else nope for n in range(n_layers)]
+
+
 SMOLLM3 = Family(
     name="smollm3",
     rules=(
         *EMBED,
         *NORMS,
-        *QUERY_AND_KEY,
+        *TURNED_QUERY_AND_KEY,
         *VALUE_AND_OUTPUT,
         *GATED_MLP,
-        *biases(*QUERY_AND_KEY, *VALUE_AND_OUTPUT, *GATED_MLP),
+        *biases(*TURNED_QUERY_AND_KEY, *VALUE_AND_OUTPUT, *GATED_MLP),
     ),
     hf_types=("smollm3",),
     hf_config=_from_hf,
     hf_fields=lambda cfg: decoder_fields(cfg) | {"no_rope_layers": [int(kind.rope is not None) for kind in cfg.layers]},
+    gguf_arch="smollm3",
+    gguf_config=lambda fields, tensors: gguf_decoder(fields, tensors, "smollm3", kinds=_kinds),
     ignore=r"lm_head\.weight",
 )
