@@ -176,7 +176,7 @@ def window_fields(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def gguf_decoder(fields: Fields, tensors: Tensors, family: str, **settings) -> ModelConfig:
-    """What the metadata of GGUF files of the Llama lineage have in common. `settings` are ModelConfig's: they come first.
+    """What the metadata of GGUF files of the Llama lineage have in common. `settings` are ModelConfig's and come first.
 
     `kinds` is given the file's RoPE and the number of layers, and gives their kinds; without it, all are alike.
     """
