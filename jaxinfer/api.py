@@ -28,8 +28,8 @@ Prompt = str | Sequence[int]
 
 STEPS_BETWEEN_STOP_CHECKS = 8  # stop strings are looked for on the host
 NEIGHBOURS = (
-    "what this mixture of experts does with a token of a prompt depends on the tokens beside it, other rows and padded "
-    "chunks included; decode steps route each token alone, unless its in_decode is 'same'"
+    "what this mixture of experts does with a token of a prompt depends on the tokens beside it, those of other rows "
+    "too; decode steps route each token alone, unless its in_decode is 'same'"
 )
 
 
