@@ -70,7 +70,7 @@ class Model:
         on_cpu = self.layout is None and jax.default_backend() == "cpu"
         most = {None: MOST_SEPARATED, True: sys.maxsize, False: 0}[self.separate_layers]
         params = separate(self.params, most) if on_cpu and most else self.params
-        return Target(self.network, self.params, params, self.layout, self.extras)
+        return Target(self.network, params, self.layout, self.extras)
 
     def shard(self, mesh: jax.sharding.Mesh, rules: Rules = DATA_TENSOR) -> "Model":
         """The same model spread over a mesh. A mesh axis that does not divide a dimension leaves it whole."""

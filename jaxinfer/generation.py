@@ -70,8 +70,7 @@ class Target:
     """A model where it lies: static network, parameters, and how they are spread over devices."""
 
     model: Transformer
-    params: Any
-    step_params: Any  # the same for the decode loop, which may want them in another form
+    params: Any  # in the form that runs best here: see `layers.stacked.separate`
     layout: Sharding | None = None
     extras: dict[str, Any] = field(default_factory=dict)
 
@@ -195,7 +194,7 @@ class Generation:
 
     def advance(self, steps: int) -> None:
         """Take up to this many steps."""
-        args = (self.target.step_params, self.target.extras, self.state, np.int32(steps))
+        args = (self.target.params, self.target.extras, self.state, np.int32(steps))
         start = time.perf_counter()
         static = (self.target.model, self.method)
         call, new = program(decode, static, args, carry=2, layout=self.target.layout)

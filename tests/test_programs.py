@@ -80,7 +80,7 @@ def _compiled_size(n_layers: int, d_model: int) -> int:
     args = ([list(range(20))], [4], Greedy(), Dense(), Sampling(temperature=0.0), [0], (), False)
     generation = Generation(model.target, *args)
     static = (model.target.model, generation.method)
-    dynamic = (model.target.step_params, {}, generation.state, np.int32(1))
+    dynamic = (model.target.params, {}, generation.state, np.int32(1))
     decode, _ = programs.program(engine.decode, static, dynamic, carry=2)
     return len(decode.compiled.as_text())
 
@@ -96,20 +96,20 @@ def test_a_deep_model_is_no_larger_a_program(d_model):
 def test_layers_are_apart_where_they_are_few_or_it_is_asked_for(n_layers, asked, separate):
     cfg = ModelConfig("llama", 97, 256, 512, 4, 2, 64, (Segment((LayerKind(),), n_layers),), 512)
     model = dataclasses.replace(Model.random(cfg), separate_layers=asked)
-    up = model.target.step_params["segment_0"]["layer_0"]["mlp"]["up"]["kernel"]
+    up = model.target.params["segment_0"]["layer_0"]["mlp"]["up"]["kernel"]
     assert isinstance(up, Separate) == separate
 
 
 def test_large_layers_are_views_that_share_memory():
     cfg = ModelConfig("llama", 97, 512, 1024, 8, 4, 64, (Segment((LayerKind(),), 3),), 512)
     model = Model.random(cfg)
-    up = model.target.step_params["segment_0"]["layer_0"]["mlp"]["up"]["kernel"]
+    up = model.target.params["segment_0"]["layer_0"]["mlp"]["up"]["kernel"]
     stacked = model.params["segment_0"]["layer_0"]["mlp"]["up"]["kernel"]
     assert [x.unsafe_buffer_pointer() for x in up.layers] == [
         stacked.unsafe_buffer_pointer() + i * 1024 * 512 * 4 for i in range(3)
     ]
     prompts = [[1, 2, 3, 4, 5], [6]]
     scanned = Model(cfg, model.params, separate_layers=False)
-    assert scanned.target.step_params is scanned.params
+    assert scanned.target.params is scanned.params
     separate, whole = (m.generate(prompts, max_new_tokens=24, policy=Dense()).tokens for m in (model, scanned))
     assert separate == whole

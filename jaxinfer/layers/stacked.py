@@ -2,8 +2,8 @@
 
 The scanned body sees the whole stack and a layer number, as attention sees the whole cache. What it costs to get one
 layer out of the stack depends on the target. XLA on a CPU copies the slice before a matrix product may read it, which
-doubles the time of a decode step once a layer is larger than the processor's cache. `separate` avoids that: the same
-memory, seen as one array a layer, and a branch that picks the product.
+doubles the time of a decode step once a layer is larger than the processor's cache, and adds a tenth to a prefill.
+`separate` avoids that: the same memory, seen as one array a layer, and a branch that picks the product.
 """
 
 from collections.abc import Callable
