@@ -1,7 +1,6 @@
 """What is compiled, how often, and how much memory it takes."""
 
-import dataclasses
-
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,7 +21,7 @@ from jaxinfer import (
     programs,
 )
 from jaxinfer.generation import Generation
-from jaxinfer.layers.stacked import Separate
+from jaxinfer.layers.stacked import Separate, separate
 
 
 @pytest.fixture
@@ -92,12 +91,17 @@ def test_a_deep_model_is_no_larger_a_program(d_model):
     assert deep <= 1.02 * shallow
 
 
-@pytest.mark.parametrize(("n_layers", "asked", "separate"), [(32, None, True), (33, None, False), (33, True, True)])
-def test_layers_are_apart_where_they_are_few_or_it_is_asked_for(n_layers, asked, separate):
-    cfg = ModelConfig("llama", 97, 256, 512, 4, 2, 64, (Segment((LayerKind(),), n_layers),), 512)
-    model = dataclasses.replace(Model.random(cfg), separate_layers=asked)
-    up = model.target.params["segment_0"]["layer_0"]["mlp"]["up"]["kernel"]
-    assert isinstance(up, Separate) == separate
+def test_layers_are_apart_where_they_are_large_and_few():
+    def kernels(n_layers, width):
+        return {"segment_0": {"layer_0": {"mlp": {"up": {"kernel": jnp.zeros((n_layers, width, 256))}}}}}
+
+    def is_apart(params, *most):
+        return isinstance(separate(params, *most)["segment_0"]["layer_0"]["mlp"]["up"]["kernel"], Separate)
+
+    assert is_apart(kernels(32, 256))
+    assert not is_apart(kernels(33, 256))
+    assert is_apart(kernels(33, 256), 40)  # asked for
+    assert not is_apart(kernels(32, 255))
 
 
 def test_large_layers_are_views_that_share_memory():
