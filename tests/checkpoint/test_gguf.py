@@ -183,7 +183,7 @@ def test_not_gguf(file, content, message):
         ({"attention.head_count": "4"}, r"field 'llama.attention.head_count' must be a whole number, not '4'"),
         ({"attention.head_count_kv": [2, 1]}, r"field 'llama.attention.head_count_kv' must be a whole number"),
         ({"attention.head_count_kv": 3}, r"tiny.gguf: n_heads=4 must be a multiple of n_kv_heads=3"),
-        ({"expert_count": 8}, r"llama.expert_count=8: mixtures of experts are not supported"),
+        ({"expert_count": 8}, r"field 'llama.expert_used_count' is missing, and this model family needs it"),
         ({"rope.scaling.type": "yarn"}, r"rope.scaling.type='yarn' is not supported; supported: none, linear"),
         ({"block_count": 3}, r"tensor 'blk.2.attn_norm.weight' of shape \(256,\) is missing \(and 8 more\)"),
         ({"block_count": 1}, r"tensor 'blk.1.attn_norm.weight' \(and 8 more\) has no place in this llama model"),
@@ -197,7 +197,7 @@ def test_metadata_that_does_not_fit(file, metadata, message):
 
 def test_an_unknown_architecture(file):
     with pytest.raises(
-        InputError, match=r"architecture 'gema3' is not supported; supported: llama, qwen2, qwen3, gemma3; nearest"
+        InputError, match=r"architecture 'gema3' is not supported; supported: llama, qwen2, .* gemma3, .*; nearest"
     ):
         load_checkpoint(write_gguf(file, arch="gema3"))
 
