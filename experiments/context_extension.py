@@ -9,10 +9,8 @@ kept by position: perplexity in blocks along the text says where a variant stops
 import dataclasses
 import json
 import math
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +22,9 @@ import jaxinfer
 from jaxinfer.analysis.quality import token_nll
 from jaxinfer.caching import write_atomic
 from jaxinfer.errors import InputError
-from jaxinfer.experiment import lines, results
+from jaxinfer.experiment import lines, results, script
 from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, ModelSpec, read_as
-from jaxinfer.transform import extend_context
+from jaxinfer.transform.context import KINDS, Kind, extend_context
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Config:
     factor: float = 4.0
     tokens: int | None = None
     block: int = 1024
-    variants: tuple[str, ...] = ("none", "linear", "ntk", "yarn")
+    variants: tuple[Kind, ...] = KINDS
     output: str = "runs"
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
@@ -49,12 +47,9 @@ class Config:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-def read_text(config: Config, model: jaxinfer.Model, length: int) -> np.ndarray:
-    """int32[1, length]: the first tokens of the file. Raises InputError if it cannot be read or is too short."""
-    try:
-        text = Path(config.text).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"text: {config.text}: cannot be read: {error}") from None
+def first_tokens(config: Config, model: jaxinfer.Model, length: int) -> np.ndarray:
+    """int32[1, length] of the text. Raises InputError if it cannot be read or is too short."""
+    text = script.read_text(config.text, "text")
     if model.tokenizer is None:
         raise InputError(f"model.source: {config.model.source!r} has no tokenizer")
     ids = model.tokenizer.encode(text)
@@ -85,8 +80,8 @@ def main(path: str, *overrides: str) -> None:
     model = jaxinfer.load(config.model.source, dtype=config.model.dtype or "float32")
     trained = model.config.max_positions
     length = config.tokens or int(trained * config.factor)
-    ids = read_text(config, model, length)
-    variants = {name: extend_context(model, name, config.factor) for name in config.variants}  # type: ignore[arg-type]
+    ids = first_tokens(config, model, length)
+    variants = {name: extend_context(model, name, config.factor) for name in config.variants}
     found: dict[str, np.ndarray] = {}
     seconds: dict[str, float] = {}
     with Progress(console=Console(stderr=True)) as progress:
@@ -110,10 +105,4 @@ def main(path: str, *overrides: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    try:
-        main(*sys.argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    script.run(main, __doc__)

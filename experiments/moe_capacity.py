@@ -13,11 +13,9 @@ import dataclasses
 import itertools
 import json
 import statistics
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +28,13 @@ from jaxinfer.analysis.measure import Measure, alternate
 from jaxinfer.analysis.quality import token_nll
 from jaxinfer.caching import write_atomic
 from jaxinfer.config import MoE
-from jaxinfer.errors import InputError, nearest
-from jaxinfer.experiment import lines, load_prompts, results
+from jaxinfer.errors import InputError
+from jaxinfer.experiment import lines, load_prompts, results, script
 from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, ModelSpec, PromptSpec, read_as
 from jaxinfer.layers import dispatch, routing
 from jaxinfer.transform import moefy
+
+Kind = Literal["softmax", "sinkhorn", "hash", "expert_choice"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Config:
     d_ff: int = 256
     experts: tuple[int, ...] = (8, 16, 64)
     top_k: tuple[int, ...] = (1, 2, 6)
-    routers: tuple[str, ...] = ("softmax", "sinkhorn", "hash", "expert_choice")
+    routers: tuple[Kind, ...] = ("softmax", "sinkhorn", "hash", "expert_choice")
     skews: tuple[float, ...] = (0.0, 1.0, 2.0)
     capacity_factors: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0)
     rounds: int = 5
@@ -68,10 +68,6 @@ class Config:
         """One for each number of experts, at capacity factor 1. Raises InputError for one that makes no sense."""
         if len(self.experts) != len(self.top_k):
             raise InputError(f"top_k has {len(self.top_k)} values for {len(self.experts)} numbers of experts")
-        known = ("softmax", "sinkhorn", "hash", "expert_choice")
-        for router in self.routers:
-            if router not in known:
-                raise InputError(f"routers: {router!r} is not one of {', '.join(known)}{nearest(router, known)}")
         try:
             return [MoE(n, k, self.d_ff, capacity_factor=1.0) for n, k in zip(self.experts, self.top_k, strict=True)]
         except ValueError as error:
@@ -110,14 +106,26 @@ def drops(config: Config, moe: MoE) -> list[dict[str, Any]]:
     return found
 
 
-def of_model(config: Config, model: jaxinfer.Model, experts: int) -> list[dict[str, Any]]:
-    """The same of a model's own routers, on a text, with the perplexity that is left."""
+def load(config: Config) -> tuple[jaxinfer.Model, np.ndarray] | None:
+    """The model and its text, int32[1, tokens]; None without one. Raises InputError, before anything is measured."""
+    if config.model is None:
+        return None
     text = (
-        Path(config.text).read_text(encoding="utf-8")
-        if config.text
-        else "\n".join(p.text for p in load_prompts(PromptSpec()))
+        script.read_text(config.text, "text") if config.text else "\n".join(p.text for p in load_prompts(PromptSpec()))
     )
-    ids = np.array([model.tokenizer.encode(text)[: config.text_tokens]], np.int32)
+    model = jaxinfer.load(config.model.source, dtype=config.model.dtype or "float32")
+    if model.tokenizer is None:
+        raise InputError(f"model.source: {config.model.source!r} has no tokenizer")
+    for experts in config.experts:
+        if model.config.d_ff % experts:
+            raise InputError(
+                f"experts: {experts} must divide the {model.config.d_ff} neurons of an MLP of {model.name}"
+            )
+    return model, np.array([model.tokenizer.encode(text)[: config.text_tokens]], np.int32)
+
+
+def of_model(config: Config, model: jaxinfer.Model, ids: np.ndarray, experts: int) -> list[dict[str, Any]]:
+    """The same of a model's own routers, on a text int32[1, tokens], with the perplexity that is left."""
     top_k = max(1, round(config.active * experts))
     found = []
     for factor in (*config.capacity_factors, None):
@@ -250,6 +258,7 @@ def main(path: str, *overrides: str) -> None:
     config = read_as(Config, path, overrides)
     mixtures = config.mixtures()
     results.check_writable(config.output)
+    loaded = load(config)
     found: dict[str, list[dict[str, Any]]] = {"dropped": [], "dispatches": [], "model": []}
     with Console(stderr=True).status("measuring") as status:
         for moe in mixtures:
@@ -259,10 +268,10 @@ def main(path: str, *overrides: str) -> None:
                 row = dispatches(config, moe, skew, factor)
                 found["dispatches"].append(row)
                 status.console.print(f"{moe.experts} experts, skew {skew:g}: {row['ratio']:.2f}")
-        if config.model:
-            model = jaxinfer.load(config.model.source, dtype=config.model.dtype or "float32")
+        if loaded:
+            model, ids = loaded
             for experts in config.experts:
-                found["model"] += of_model(config, model, experts)
+                found["model"] += of_model(config, model, ids, experts)
                 status.console.print(f"{model.name} as {experts} experts: {found['model'][-1]['perplexity']:.2f}")
     folder = results.new_run(config)
     write_atomic(folder / "results.json", json.dumps(found, indent=2) + "\n")
@@ -278,10 +287,4 @@ def main(path: str, *overrides: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    try:
-        main(*sys.argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    script.run(main, __doc__)

@@ -28,8 +28,7 @@ from jaxinfer.analysis.measure import Comparison, alternate
 from jaxinfer.caching import write_atomic
 from jaxinfer.checkpoint.imports import require
 from jaxinfer.checkpoint.sources import locate
-from jaxinfer.errors import InputError
-from jaxinfer.experiment import load_prompts, results
+from jaxinfer.experiment import load_prompts, results, script
 from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, ModelSpec, PromptSpec, read_as
 from jaxinfer.generation import Generation
 
@@ -199,10 +198,4 @@ def main(path: str, *overrides: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    try:
-        main(*sys.argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    script.run(main, __doc__)

@@ -19,6 +19,7 @@ from jaxinfer.experiment.merge import Origin
 from jaxinfer.experiment.prompts import load_prompts
 from jaxinfer.experiment.runner import Interrupted, run
 from jaxinfer.experiment.schema import load_config
+from jaxinfer.experiment.script import read_text
 
 CHAT_HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
@@ -147,7 +148,7 @@ def _answer(model, turns: list[dict[str, str]], settings: dict[str, Any]) -> lis
 
 def perplexity(source: str, dtype: str | None, file: str, window: int, max_windows: int | None):
     """Perplexity of a text file as it is: tokenized whole, in disjoint windows, the tail dropped. Raises InputError."""
-    text = _read_text(file)
+    text = read_text(file, "--text")
     for option, value, least in (("--window", window, 2), ("--max-windows", max_windows, 1)):
         if value is not None and value < least:
             raise InputError(f"{option}: expected a whole number from {least}, got {value}")
@@ -234,16 +235,3 @@ def _is_folder(argument: str) -> bool:
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _read_text(file: str) -> str:
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"--text: {file}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"--text: {file}: cannot be read: {reason}") from None
-    if not text.strip():
-        raise InputError(f"--text: {file}: is empty")
-    return text

@@ -22,17 +22,18 @@ def route(
     if moe.router == "hash":
         assert tokens is not None, "hash routing goes by the ids of the tokens"
         experts = hashed(tokens, moe.experts, moe.top_k)
-        return jnp.full(experts.shape, moe.scale / moe.top_k), experts
-    if moe.router == "topk":
+        gates = jnp.full(experts.shape, 1 / moe.top_k)
+    elif moe.router == "topk":
         top, experts = jax.lax.top_k(_limited(logits, moe), moe.top_k)
-        return (jnp.ones_like(top) if moe.equal_gates else jax.nn.softmax(top, axis=-1)) * moe.scale, experts
-    scores = jax.nn.sigmoid(logits) if moe.router == "sigmoid" else jax.nn.softmax(logits, axis=-1)
-    choice = sinkhorn(logits, live) if moe.router == "sinkhorn" else scores
-    _, experts = jax.lax.top_k(_limited(choice if bias is None else choice + bias, moe), moe.top_k)
-    gates = jnp.take_along_axis(scores, experts, axis=-1)
+        gates = jax.nn.softmax(top, axis=-1)
+    else:
+        scores = jax.nn.sigmoid(logits) if moe.router == "sigmoid" else jax.nn.softmax(logits, axis=-1)
+        choice = sinkhorn(logits, live) if moe.router == "sinkhorn" else scores
+        _, experts = jax.lax.top_k(_limited(choice if bias is None else choice + bias, moe), moe.top_k)
+        gates = jnp.take_along_axis(scores, experts, axis=-1)
     if moe.equal_gates:
         gates = jnp.ones_like(gates)
-    if moe.normalize:
+    elif moe.normalize:
         gates = gates / (jnp.sum(gates, axis=-1, keepdims=True) + 1e-20)
     return gates * moe.scale, experts
 

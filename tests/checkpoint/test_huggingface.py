@@ -101,7 +101,8 @@ def test_llama_in_shards(llama_shards, llama_torch):
 def test_gemma3(gemma3_folder, gemma3_torch):
     checkpoint = load_checkpoint(gemma3_folder)
     # Eight layers: runs of five local ones, a global one, and two local ones spell out fewer than a period of six.
-    where = lambda n: (0, 0, n) if n < 5 else (1, 0, 0) if n == 5 else (2, 0, n - 6)  # noqa: E731
+    places = [*((0, 0, n) for n in range(5)), (1, 0, 0), (2, 0, 0), (2, 0, 1)]
+    where = places.__getitem__
     assert_equal_leaves(checkpoint, gemma3_torch, GEMMA3_PATHS, 1.0, where)
     config = checkpoint.config
     assert [kind.name for kind in config.layers] == ["local"] * 5 + ["global"] + ["local"] * 2

@@ -65,7 +65,10 @@ def test_linear_attention_is_its_definition():
 
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((1, 80, 2, 4)).astype(np.float32) for _ in range(3))
-    phi = lambda x: np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))  # noqa: E731
+
+    def phi(x):
+        return np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
+
     weights = np.einsum("bthd,bshd->bhts", phi(q), phi(k)) * np.tril(np.ones((80, 80)))
     expected = np.einsum("bhts,bshd->bthd", weights / weights.sum(axis=-1, keepdims=True), v)
     ones = np.concatenate([v, np.ones((1, 80, 2, 1), np.float32)], axis=-1)

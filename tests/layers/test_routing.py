@@ -143,8 +143,8 @@ def test_sinkhorn_evens_out_what_softmax_does_not():
     np.testing.assert_allclose(balanced.sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(balanced.sum(axis=0), 50, rtol=0.02)
     _, chosen = routing.route(case.logits, MoE(8, 1, F, router="sinkhorn"))
-    fullest = lambda experts: np.bincount(np.asarray(experts).ravel(), minlength=8).max() / 50  # noqa: E731
-    assert fullest(chosen) < 0.5 * fullest(case.chosen)
+    balanced_load, load = (np.bincount(np.asarray(x).ravel(), minlength=8) for x in (chosen, case.chosen))
+    assert balanced_load.max() < 0.5 * load.max()
     live = jnp.arange(400) < 250  # padding changes nothing for the others
     np.testing.assert_allclose(
         routing.sinkhorn(case.logits, live)[:250], routing.sinkhorn(case.logits[:250]), rtol=1e-4, atol=1e-6
@@ -156,6 +156,8 @@ def test_hash_routing_goes_by_the_token_alone_and_evenly(experts, top_k):
     tokens = jnp.arange(20_000)
     gates, chosen = routing.route(jnp.zeros((20_000, experts)), MoE(experts, top_k, F, router="hash"), tokens=tokens)
     assert (gates == 1 / top_k).all()
+    equal = MoE(experts, top_k, F, router="hash", equal_gates=True, scale=2.0)
+    assert (routing.route(jnp.zeros((20_000, experts)), equal, tokens=tokens)[0] == 2).all()
     assert (np.diff(np.sort(chosen, axis=1), axis=1) > 0).all()  # different experts
     load = np.bincount(np.asarray(chosen).ravel(), minlength=experts) / 20_000
     np.testing.assert_allclose(load, top_k / experts, rtol=0.05)

@@ -18,7 +18,7 @@ from jaxinfer.checkpoint.families.common import (
 from jaxinfer.checkpoint.families.rope import rope_of
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Family, Rule, Tensors
-from jaxinfer.config import LayerKind, ModelConfig, MoE
+from jaxinfer.config import LayerKind, ModelConfig, MoE, Rope
 from jaxinfer.errors import InputError
 
 _ATTENTION = (*EMBED, *NORMS, *QUERY_AND_KEY, *VALUE_AND_OUTPUT)
@@ -135,7 +135,10 @@ def _gguf(family: str, d_ff: str, of_moe: dict[str, Any], name: str = "sparse", 
             **of_moe,
             **own,
         )
-        kinds = lambda rope, n: [LayerKind(name, rope, moe=moe)] * n  # noqa: E731
+
+        def kinds(rope: Rope, n: int) -> list[LayerKind]:
+            return [LayerKind(name, rope, moe=moe)] * n
+
         # How wide the MLP of a layer without experts would be: none is, and the field may be missing.
         width = fields.integer("feed_forward_length", moe.d_ff)
         return gguf_decoder(fields, tensors, family, kinds=kinds, d_ff=width, **settings)
