@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxinfer.cache.store import Cache
 from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Verdict
 from jaxinfer.decoding.sampling import observe
+from jaxinfer.decoding.trees import ancestors
 from jaxinfer.model import Output, Transformer
 
 
@@ -58,9 +59,9 @@ def step(method: DecodeMethod, ctx: Context, state: DecodeState) -> DecodeState:
     """Propose, one forward of the target, verify, commit what was accepted."""
     with jax.named_scope("propose"):
         draft = method.propose(ctx, state)
-    depth = jnp.arange(draft.tokens.shape[1], dtype=jnp.int32) if draft.depth is None else draft.depth
-    positions = state.cache.length[:, None] + depth
-    output = forward(ctx.model, ctx.params, draft.tokens, positions, state.cache, tree=draft.tree, decoding=True)
+    tree = None if draft.parent is None else ancestors(draft.parent)
+    positions = state.cache.length[:, None] + draft.depth
+    output = forward(ctx.model, ctx.params, draft.tokens, positions, state.cache, tree=tree, decoding=True)
     logits = logits_of(ctx.model, ctx.params, output.hidden)
     with jax.named_scope("verify"):
         verdict = method.verify(ctx, state, draft, output, logits)

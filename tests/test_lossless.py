@@ -82,6 +82,17 @@ def test_a_row_in_a_batch_is_the_row_alone(request, ragged, greedy, name, method
     assert generate(tiny, three, method, max_new_tokens=NEW).tokens == [together[row] for row in (6, 0, 2)]
 
 
+def test_a_sampled_text_is_the_same_however_it_is_cut_into_steps(tiny_gemma, ragged):
+    """A place in the text has a key of its own, so guesses change how many steps it takes and nothing else."""
+    prompts, hot = ragged(LENGTHS), Sampling(temperature=[0.05, 0.1, 0.2, 0.05, 0.0, 0.3, 0.1, 1.0], top_p=0.9)
+    one = tiny_gemma.generate(prompts, method=METHODS["sample"](), sampling=hot, max_new_tokens=NEW, seed=7)
+    many = tiny_gemma.generate(prompts, method=Lookup(), sampling=hot, max_new_tokens=NEW, seed=7)
+    assert many.tokens == one.tokens
+    assert sum(many.stats.steps) < sum(one.stats.steps)
+    other = tiny_gemma.generate(prompts, method=Lookup(), sampling=hot, max_new_tokens=NEW, seed=8)
+    assert [a == b for a, b in zip(other.tokens, one.tokens, strict=True)].count(True) <= 4
+
+
 EDGES = (1, 15, 16, 17, 127, 128, 129, 512, 513)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
-from jaxinfer.decoding.verify import accept_greedy
+from jaxinfer.decoding.verify import accept
 from jaxinfer.model import Output
 
 
@@ -25,4 +25,4 @@ class Greedy:
         return Draft(state.pending[:, None], size=jnp.ones_like(state.n))
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
-        return Verdict(*accept_greedy(draft.tokens, draft.size, logits), aux=None)
+        return Verdict(*accept(state, draft, logits))

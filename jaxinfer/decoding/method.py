@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxinfer.cache.store import Cache
+from jaxinfer.decoding.trees import depths
 from jaxinfer.model import Output, Transformer
 
 
@@ -45,10 +46,16 @@ class DecodeState:
         """i32[B]: the newest token of each row."""
         return jnp.take_along_axis(self.tokens, self.n[:, None] - 1, axis=1)[:, 0]
 
-    @property
-    def step_keys(self) -> jax.Array:
-        """A key a row for this step. It depends on the row's seed and length alone, not on its neighbours."""
-        return jax.vmap(lambda seed, n: jax.random.fold_in(jax.random.key(seed), n))(self.seeds, self.n)
+    def keys(self, ahead: jax.Array) -> jax.Array:
+        """The keys [B, T] of the places i32[B, T] behind the newest token, of i32[T] that are the same in all rows.
+
+        A key depends on its row's seed and on the place in the text: not on the neighbours, nor on how the text was cut
+        into steps.
+        """
+        places = self.n[:, None] + ahead
+        return jax.vmap(lambda seed, row: jax.vmap(lambda n: jax.random.fold_in(jax.random.key(seed), n))(row))(
+            self.seeds, places
+        )
 
 
 @struct.dataclass
@@ -56,10 +63,14 @@ class Draft:
     """Tokens to score in one forward. Column 0 is the pending token."""
 
     tokens: jax.Array  # i32[B, T]
-    size: jax.Array  # i32[B]: how many of the T columns count
-    depth: jax.Array | None = None  # i32[B, T]: positions behind the pending token; None: a chain, 0..T-1
-    tree: jax.Array | None = None  # bool[B, T, T]: which token sees which; None: a chain
-    proposal: jax.Array | None = None  # float32[B, T, V]: the distribution behind each guess; None: not random
+    size: jax.Array  # i32[B]: how many of the T columns count, from the first
+    parent: jax.Array | None = None  # i32[B, T]: the column that each hangs below (`trees`); None: a chain
+    proposal: jax.Array | None = None  # float32[B, T, V]: what the guesses below each column were drawn from, if drawn
+
+    @property
+    def depth(self) -> jax.Array:
+        """i32[B, T], or i32[T] for a chain: how far behind the pending token each column stands."""
+        return jnp.arange(self.tokens.shape[1], dtype=jnp.int32) if self.parent is None else depths(self.parent)
 
 
 @struct.dataclass
@@ -68,8 +79,8 @@ class Verdict:
 
     emit: jax.Array  # i32[B, E]
     n: jax.Array  # i32[B]
-    aux: Any
     take: jax.Array | None = None  # i32[B, E]; None: the first n columns, in order
+    aux: Any = None
 
 
 @runtime_checkable

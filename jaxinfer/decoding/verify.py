@@ -1,8 +1,9 @@
 """The rules of acceptance, once, as functions of arrays. Decode methods call them.
 
-A chain draft of width T is tokens[B, T]: column 0 is the pending token, emitted by the last step and not yet in the
-cache, and the others are guesses for what follows it. Logits at column t speak about the token at t + 1. Accepting a
-chain of n columns emits n tokens: the guesses 1..n-1, and one more that the target itself gives.
+A draft of width T is tokens[B, T]: column 0 is the pending token, emitted by the last step and not yet in the cache, and
+the others are guesses for what follows: one another (a chain), or the column that each hangs below (a tree). Logits at
+column t speak about the token behind it. Accepting n columns emits n tokens: n - 1 guesses, and one more that the target
+itself gives.
 """
 
 from typing import NamedTuple
@@ -10,76 +11,159 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.decoding.sampling import SamplingState, distribution
+from jaxinfer.decoding.method import DecodeState, Draft
+from jaxinfer.decoding.sampling import SamplingState, distribution, penalize
+from jaxinfer.decoding.trees import ancestors
 
 
 class Accepted(NamedTuple):
-    """emit i32[B, T]: the tokens to emit, the first n[B] of them valid."""
+    """emit i32[B, E]: the tokens to emit, the first n[B] valid; take i32[B, E]: their columns, None: the first n."""
 
     emit: jax.Array
     n: jax.Array
+    take: jax.Array | None = None
 
 
-def accept_greedy(draft: jax.Array, size: jax.Array, logits: jax.Array) -> Accepted:
-    """Accept the guesses that equal the target's own argmax (Stern et al. 2018, blockwise parallel decoding).
+def accept(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
+    """Accept the guesses of a draft that is not random, under each row's own sampling; logits [B, T, V].
 
-    draft i32[B, T], of which the first size[B] columns count; logits [B, T, V].
+    At every column the target says what follows: its most likely token, or one drawn with the key of that place. A guess
+    is accepted if the target says the same. So the text is that of one token a step, sampled or not, whatever is guessed.
     """
-    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    agrees = draft[:, 1:] == best[:, :-1]
-    return Accepted(best, 1 + _leading(agrees, size))
+    if state.sampling is None:
+        chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    else:
+        logits = penalize(state.sampling, logits, draft.tokens)
+        chosen = choose(state.sampling, logits, state.keys(draft.depth))
+    if draft.parent is None:
+        return accept_chain(draft.tokens, draft.size, chosen)
+    return accept_tree(draft.tokens, draft.size, draft.parent, chosen)
+
+
+def choose(sampling: SamplingState, logits: jax.Array, keys: jax.Array) -> jax.Array:
+    """What the target says behind each column, i32[B, T], from penalized logits[B, T, V] and keys [B, T].
+
+    If every row is at temperature 0 no distribution is built: the program branches, the trace does not.
+    """
+
+    def greedily(logits):
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def sampled(logits):
+        return draw(keys, distribution(sampling, logits))
+
+    return jax.lax.cond(jnp.all(sampling.temperature == 0), greedily, sampled, logits)
+
+
+def accept_chain(draft: jax.Array, size: jax.Array, chosen: jax.Array) -> Accepted:
+    """Accept the guesses that equal what the target chose (Stern et al. 2018, blockwise parallel decoding).
+
+    draft i32[B, T], of which the first size[B] columns count; chosen i32[B, T]: what the target says behind each.
+    """
+    return Accepted(chosen, 1 + _leading(draft[:, 1:] == chosen[:, :-1], size))
+
+
+def accept_tree(draft: jax.Array, size: jax.Array, parent: jax.Array, chosen: jax.Array) -> Accepted:
+    """The longest path from the root on which every guess is what the target chose above it (SpecInfer, Algorithm 2).
+
+    As `accept_chain`, with parent i32[B, T]: of guesses that say the same below one column, the first counts.
+    """
+    width = draft.shape[1]
+    order = jnp.arange(width)
+    above = jnp.take_along_axis(chosen, jnp.maximum(parent, 0), axis=1)
+    agrees = ((draft == above) | (order == 0)) & (order < size[:, None])
+    path = ancestors(parent)
+    accepted = jnp.all(agrees[:, None, :] | ~path, axis=2)
+    depth = jnp.sum(path, axis=2, dtype=jnp.int32) - 1
+    leaf = jnp.argmax(jnp.where(accepted, depth, -1), axis=1)
+    rows = jnp.arange(draft.shape[0])
+    # Of the columns on the way to the leaf exactly one stands at each depth.
+    on_way = path[rows, leaf][:, None, :] & (depth[:, None, :] == order[:, None])
+    take = jnp.argmax(on_way, axis=2).astype(jnp.int32)
+    return Accepted(jnp.take_along_axis(chosen, take, axis=1), 1 + depth[rows, leaf], take)
 
 
 def accept_sampled(
-    draft: jax.Array, size: jax.Array, target: jax.Array, keys: jax.Array, proposal: jax.Array | None = None
+    draft: jax.Array, size: jax.Array, target: jax.Array, keys: jax.Array, proposal: jax.Array
 ) -> Accepted:
     """Speculative sampling: emitted tokens are distributed as the target's (Leviathan et al. 2023, Algorithm 1).
 
     draft i32[B, T], of which the first size[B] columns count; target float32[B, T, V]: the distribution behind each
-    column. proposal float32[B, T, V]: what column t + 1 was drawn from, or None if the draft is not random (a point
-    mass). A guess x is accepted with probability min(1, p(x) / q(x)); after a rejection the token comes from the
-    residual, max(p - q, 0) renormalized.
+    column; proposal float32[B, T, V]: what column t + 1 was drawn from; keys [B]. A guess x is accepted with
+    probability min(1, p(x) / q(x)); after a rejection the token comes from the residual, max(p - q, 0) renormalized.
     """
-    batch, width, vocab = target.shape
+    batch, width, _ = target.shape
     accept_key, draw_key = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     guess = draft[:, 1:, None]
     p = jnp.take_along_axis(target[:, :-1], guess, axis=-1)[..., 0]
-    q = 1.0 if proposal is None else jnp.take_along_axis(proposal[:, :-1], guess, axis=-1)[..., 0]
+    q = jnp.take_along_axis(proposal[:, :-1], guess, axis=-1)[..., 0]
     u = jax.vmap(lambda key: jax.random.uniform(key, (width - 1,)))(accept_key)
     accepted = _leading(u * q < p, size)
 
     rows = jnp.arange(batch)
     here = target[rows, accepted]
-    rejected = jnp.where(accepted < size - 1, draft[rows, jnp.minimum(accepted + 1, width - 1)], -1)
-    if proposal is None:
-        drafted = jax.nn.one_hot(rejected, vocab)
-    else:
-        drafted = jnp.where((rejected >= 0)[:, None], proposal[rows, accepted], 0.0)
-    last = draw(draw_key, jnp.maximum(here - drafted, 0.0))
+    rejected = accepted < size - 1
+    last = draw(draw_key, residual(here, jnp.where(rejected[:, None], proposal[rows, accepted], 0.0)))
 
     columns = jnp.arange(width)
     shifted = jnp.concatenate([draft[:, 1:], draft[:, -1:]], axis=1)
     return Accepted(jnp.where(columns == accepted[:, None], last[:, None], shifted), 1 + accepted)
 
 
-def accept(sampling: SamplingState, draft: jax.Array, size: jax.Array, logits: jax.Array, keys: jax.Array) -> Accepted:
-    """Accept a draft that is not random under the row's own sampling settings, from penalized logits[B, T, V].
+def accept_sampled_tree(
+    draft: jax.Array, size: jax.Array, parent: jax.Array, target: jax.Array, keys: jax.Array, proposal: jax.Array
+) -> Accepted:
+    """Recursive rejection sampling: emitted tokens are distributed as the target's (Jeon et al. 2024; Yang et al. 2024).
 
-    If every row is at temperature 0 no distribution is built: the program branches, the trace does not.
+    As `accept_sampled`, for a tree. The guesses below column t were drawn from proposal[:, t] one after the other
+    without replacement, in the order of their columns. Each is tested against what the rejections before it left of the
+    target, with what the draws before it left of the proposal (Sequoia, Chen et al. 2024, Algorithm 2).
     """
+    batch, width, _ = target.shape
+    rows = jnp.arange(batch)
+    test_keys = jax.vmap(lambda key: jax.random.split(key, width + 1))(keys)
 
-    def greedily(logits):
-        return accept_greedy(draft, size, logits)
+    def visit(t, carry):
+        at, p, q, take, n = carry
+        token = draft[:, t]
+        is_child = (parent[:, t] == at) & (t < size)
+        u = jax.vmap(jax.random.uniform)(test_keys[:, t])
+        p_x, q_x = p[rows, token], q[rows, token]
+        accepted = is_child & (u * q_x < p_x)
+        rejected = is_child & ~accepted
+        left = residual(p, q)
+        without = q.at[rows, token].set(0.0)
+        without /= jnp.maximum(jnp.sum(without, axis=-1, keepdims=True), 1e-30)
+        p = jnp.where(accepted[:, None], target[:, t], jnp.where(rejected[:, None], left, p))
+        q = jnp.where(accepted[:, None], proposal[:, t], jnp.where(rejected[:, None], without, q))
+        take = take.at[rows, jnp.where(accepted, n, width)].set(t, mode="drop")
+        return jnp.where(accepted, t, at), p, q, take, n + accepted
 
-    def sampled(logits):
-        return accept_sampled(draft, size, distribution(sampling, logits), keys)
+    start = (jnp.zeros(batch, jnp.int32), target[:, 0], proposal[:, 0])
+    counters = (jnp.zeros((batch, width), jnp.int32), jnp.ones(batch, jnp.int32))
+    _, p, _, take, n = jax.lax.fori_loop(1, width, visit, (*start, *counters))
+    last = draw(test_keys[:, width], p)
+    guesses = jnp.take_along_axis(draft, jnp.roll(take, -1, axis=1), axis=1)
+    return Accepted(jnp.where(jnp.arange(width) == n[:, None] - 1, last[:, None], guesses), n, take)
 
-    return jax.lax.cond(jnp.all(sampling.temperature == 0), greedily, sampled, logits)
+
+def residual(p: jax.Array, q: jax.Array) -> jax.Array:
+    """max(p - q, 0) renormalized over the last axis; p where nothing is left of it, for then p = q up to rounding."""
+    left = jnp.maximum(p - q, 0.0)
+    total = jnp.sum(left, axis=-1, keepdims=True)
+    return jnp.where(total > 0, left / jnp.maximum(total, 1e-30), p)
 
 
-def draw(keys: jax.Array, weights: jax.Array) -> jax.Array:
-    """One token i32[B] from each row of weights[B, V] (not necessarily normalized), with a key for each row."""
-    return jax.vmap(jax.random.categorical)(keys, jnp.log(weights)).astype(jnp.int32)
+def draw(keys: jax.Array, probs: jax.Array) -> jax.Array:
+    """One token i32[...] from each of probs[..., V], with the keys [...]: one random number a token (inverse transform).
+
+    A token of probability 0 is never drawn, whatever the sums are rounded to.
+    """
+    u = jax.vmap(jax.random.uniform)(keys.reshape(-1)).reshape(keys.shape)
+    sums = jnp.cumsum(probs, axis=-1)
+    reached = (sums > u[..., None] * sums[..., -1:]) & (probs > 0)
+    last = probs.shape[-1] - 1 - jnp.argmax(probs[..., ::-1] > 0, axis=-1)
+    return jnp.where(jnp.any(reached, axis=-1), jnp.argmax(reached, axis=-1), last).astype(jnp.int32)
 
 
 def _leading(agrees: jax.Array, size: jax.Array) -> jax.Array:

@@ -14,10 +14,11 @@ from scipy.stats import chi2
 
 from jaxinfer import Sampling
 from jaxinfer.decoding.sampling import SamplingState, distribution
-from jaxinfer.decoding.verify import accept, accept_greedy, accept_sampled, draw
+from jaxinfer.decoding.verify import accept_chain, accept_sampled, accept_sampled_tree, accept_tree, choose, draw
 
 SAMPLES = 120_000
-sampled, mixed, redraw = jax.jit(accept_sampled), jax.jit(accept), jax.jit(draw)
+sampled, redraw = jax.jit(accept_sampled), jax.jit(draw)
+sampled_tree, chosen_by = jax.jit(accept_sampled_tree), jax.jit(choose)
 keys_of = jax.jit(lambda seed: jax.random.split(jax.random.key(seed), SAMPLES))
 
 
@@ -57,7 +58,7 @@ def test_greedy_against_a_loop(width):
     logits = rng.normal(size=(batch, width, vocab)).astype(np.float32)
     right = rng.random((batch, width - 1)) < 0.7
     draft[:, 1:] = np.where(right, logits.argmax(-1)[:, :-1], draft[:, 1:])
-    emit, n = jax.jit(accept_greedy)(draft, size, logits)
+    emit, n, _ = jax.jit(accept_chain)(draft, size, logits.argmax(-1))
     expected = [slow_greedy(*row) for row in zip(draft, size, logits.argmax(-1), strict=True)]
     assert [e[:m].tolist() for e, m in zip(np.asarray(emit), n, strict=True)] == expected
     assert set(n.tolist()) == set(range(1, width + 1))
@@ -84,7 +85,11 @@ class Trial:
         first = np.broadcast_to(self.first, (SAMPLES, vocab))
         target = np.stack([first, self.second[one], self.third[one, two]], axis=1)
         self.size = np.arange(SAMPLES, dtype=np.int32) % 4 % 3 + 1  # 1, 2, 3, 1: ragged
-        self.emit, self.n = (np.array(x) for x in sampled(self.draft, self.size, target, keys_of(0), behind))
+        if proposal is None:
+            keys = jax.random.split(jax.random.key(0), (SAMPLES, 3))
+            self.emit, self.n, _ = map(np.array, accept_chain(self.draft, self.size, redraw(keys, target)))
+        else:
+            self.emit, self.n = map(np.array, sampled(self.draft, self.size, target, keys_of(0), behind)[:2])
 
     def excesses(self):
         """Of the first token, the second after an accepted first, the third after two: each over its threshold."""
@@ -134,7 +139,7 @@ def test_a_perfect_proposal_is_always_accepted(vocab):
     exact = p.astype(np.float64) / p.sum(dtype=np.float64)
     guesses = np.random.default_rng(0).choice(vocab, (SAMPLES, 3), p=exact).astype(np.int32)
     same = np.broadcast_to(p, (SAMPLES, 3, vocab))
-    emit, n = sampled(guesses, np.full(SAMPLES, 3, np.int32), same, keys_of(1), same)
+    emit, n, _ = sampled(guesses, np.full(SAMPLES, 3, np.int32), same, keys_of(1), same)
     assert (n == 3).all()
     np.testing.assert_array_equal(emit[:, :2], guesses[:, 1:])
     assert excess(np.bincount(emit[:, 2], minlength=vocab), exact) < 1
@@ -159,33 +164,107 @@ def test_the_statistic_notices_a_draft_drawn_at_another_temperature(vocab):
 
 def test_a_row_emits_the_same_whatever_its_neighbours():
     target, draft = random_probs(4, 5, 3, 8), jnp.array([[0, 3, 5]] * 5)
-    keys = jax.random.split(jax.random.key(3), 5)
-    together = sampled(draft, jnp.array([3, 2, 1, 3, 3]), target, keys)
-    alone = sampled(draft[1:2], jnp.array([2]), target[1:2], keys[1:2])
+    keys, proposal = jax.random.split(jax.random.key(3), 5), random_probs(5, 5, 3, 8)
+    together = sampled(draft, jnp.array([3, 2, 1, 3, 3]), target, keys, proposal)
+    alone = sampled(draft[1:2], jnp.array([2]), target[1:2], keys[1:2], proposal[1:2])
     assert together.n[1] == alone.n[0]
     np.testing.assert_array_equal(together.emit[1, : alone.n[0]], alone.emit[0, : alone.n[0]])
 
 
 @pytest.mark.parametrize("cold", ["half", "all"])
-def test_rows_at_temperature_zero_are_greedy(cold):
+def test_rows_at_temperature_zero_take_the_most_likely_token(cold):
     rng = np.random.default_rng(0)
     batch, width, vocab = 400, 4, 6
     temperature = np.where((np.arange(batch) % 2 == 0) | (cold == "all"), 0.0, 0.8)
     sampling = SamplingState.of(Sampling(temperature=temperature.tolist(), top_k=5), [[0]] * batch, vocab)
     logits = rng.normal(size=(batch, width, vocab)).astype(np.float32)
-    draft = rng.integers(0, vocab, (batch, width))
-    draft[:, 1:] = np.where(rng.random((batch, width - 1)) < 0.7, logits.argmax(-1)[:, :-1], draft[:, 1:])
+    keys = jax.random.split(jax.random.key(0), (batch, width))
+    got, warm = np.asarray(chosen_by(sampling, logits, keys)), temperature > 0
+    np.testing.assert_array_equal(got[~warm], logits.argmax(-1)[~warm])
+    np.testing.assert_array_equal(got[warm], np.asarray(redraw(keys, distribution(sampling, logits)))[warm])
+    assert cold == "all" or (got[warm] == logits.argmax(-1)[warm]).mean() < 0.9  # the warm rows did sample
+
+
+def test_draws_follow_the_probabilities_and_leave_out_what_has_none():
+    probs = random_probs(8, 300, spread=2.0) * (np.arange(300) % 3 > 0)
+    drawn = np.asarray(redraw(keys_of(5), np.broadcast_to(probs, (SAMPLES, 300))))
+    assert excess(np.bincount(drawn, minlength=300), probs / probs.sum()) < 1
+    assert (drawn % 3 > 0).all()
+    one = np.eye(4, dtype=np.float32)[[3, 0]]  # certain at either end
+    np.testing.assert_array_equal(redraw(jax.random.split(jax.random.key(0), 2), one), [3, 0])
+
+
+def slow_tree(draft, size, parent, chosen):
+    """Depth first, the first of equal guesses."""
+    take = [0]
+    while True:
+        below = [t for t in range(1, size) if parent[t] == take[-1] and draft[t] == chosen[take[-1]]]
+        if not below:
+            return take
+        take.append(below[0])
+
+
+def test_a_tree_against_a_walk():
+    rng = np.random.default_rng(0)
+    batch, width, vocab = 300, 12, 3
+    parent = np.array([[-1, *(rng.integers(0, t) for t in range(1, width))] for _ in range(batch)])
+    draft, chosen = rng.integers(0, vocab, (2, batch, width))
+    for row in range(batch):  # siblings say different things, as those of a method do
+        for t in range(1, width):
+            taken = [draft[row, s] for s in range(1, t) if parent[row, s] == parent[row, t]]
+            if draft[row, t] in taken:
+                draft[row, t] = vocab + t
     size = rng.integers(1, width + 1, batch)
-    keys = jax.random.split(jax.random.key(0), batch)
-    emit, n = (np.asarray(x) for x in mixed(sampling, draft, size, logits, keys))
-    emit_warm, n_warm = (np.asarray(x) for x in sampled(draft, size, distribution(sampling, logits), keys))
-    greedy = 0
+    emit, n, take = map(np.asarray, jax.jit(accept_tree)(draft, size, parent, chosen))
     for row in range(batch):
-        got = emit[row, : n[row]].tolist()
-        expected = slow_greedy(draft[row], size[row], logits[row].argmax(-1))
-        if temperature[row] == 0:
-            assert got == expected
-        else:
-            assert got == emit_warm[row, : n_warm[row]].tolist()
-            greedy += got == expected
-    assert greedy < (temperature > 0).sum() * 0.9 or cold == "all"  # the warm rows did sample
+        expected = slow_tree(draft[row], size[row], parent[row], chosen[row])
+        assert take[row, : n[row]].tolist() == expected
+        assert emit[row, : n[row]].tolist() == chosen[row, expected].tolist()
+    assert len(set(n.tolist())) >= 4
+
+
+class TreeTrial:
+    """Three guesses for the first token and two below the second of them, drawn without replacement."""
+
+    def __init__(self, vocab, replace=False):
+        self.first, self.second = random_probs(1, vocab), random_probs(2, vocab, vocab)
+        q_first, q_second = random_probs(9, vocab), random_probs(10, vocab, vocab)
+        rng = np.random.default_rng(4)
+
+        def draws(q, count):  # by exponential races: the order of arrival is a draw without replacement
+            if replace:
+                return np.stack([(np.cumsum(q, 1) > rng.random((SAMPLES, 1))).argmax(1) for _ in range(count)], 1)
+            return np.argsort(rng.exponential(size=q.shape) / q, axis=1)[:, :count]
+
+        one = draws(np.broadcast_to(q_first, (SAMPLES, vocab)), 3)
+        two = draws(q_second[one[:, 1]], 2)
+        self.draft = np.concatenate([np.zeros((SAMPLES, 1), int), one, two], axis=1).astype(np.int32)
+        parent = np.broadcast_to([-1, 0, 0, 0, 2, 2], (SAMPLES, 6))
+        target = self.second[self.draft].copy()
+        target[:, 0] = self.first
+        proposal = q_second[self.draft].copy()
+        proposal[:, 0] = q_first
+        self.size = (np.arange(SAMPLES) % 6 + 1).astype(np.int32)
+        emit, n, take = sampled_tree(self.draft, self.size, parent, target, keys_of(0), proposal)
+        self.emit, self.n, self.take = np.array(emit), np.array(n), np.array(take)
+
+    def excesses(self):
+        first = np.bincount(self.emit[:, 0], minlength=len(self.first))
+        second = np.zeros(self.second.shape)
+        deep = self.n >= 2
+        np.add.at(second, (self.emit[deep, 0], self.emit[deep, 1]), 1)
+        return excess(first, self.first), excess(second, self.second)
+
+
+def test_a_sampled_tree_emits_what_the_target_would():
+    trial = TreeTrial(8)
+    assert max(trial.excesses()) < 1
+    for column in range(1, 6):  # each of the guesses is taken now and then, and stands where it is emitted
+        row, depth = np.nonzero((trial.take == column) & (np.arange(6) < trial.n[:, None]))
+        assert len(row) > 100
+        np.testing.assert_array_equal(trial.emit[row, depth - 1], trial.draft[row, column])
+    assert (trial.n == 3).sum() > 500
+
+
+def test_the_statistic_notices_guesses_drawn_with_replacement():
+    assert TreeTrial(8, replace=True).excesses()[0] > 2
