@@ -1,9 +1,9 @@
 """The rules of acceptance, once, as functions of arrays. Decode methods call them.
 
-A draft of width T is tokens[B, T]: column 0 is the pending token, emitted by the last step and not yet in the cache, and
-the others are guesses for what follows: one another (a chain), or the column that each hangs below (a tree). Logits at
-column t speak about the token behind it. Accepting n columns emits n tokens: n - 1 guesses, and one more that the target
-itself gives.
+A draft of width T is tokens[B, T]: column 0 is the pending token, emitted by the last step and not yet in the cache,
+and the others are guesses for what follows one another (a chain), or the column that each hangs below (a tree). Logits
+at column t speak about the token behind it. Accepting n columns emits n tokens: n - 1 guesses, and one more that the
+target itself gives.
 """
 
 from typing import NamedTuple
@@ -27,8 +27,9 @@ class Accepted(NamedTuple):
 def accept(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
     """Accept the guesses of a draft that is not random, under each row's own sampling; logits [B, T, V].
 
-    At every column the target says what follows: its most likely token, or one drawn with the key of that place. A guess
-    is accepted if the target says the same. So the text is that of one token a step, sampled or not, whatever is guessed.
+    At every column the target says what follows: its most likely token, or one drawn with the key of that place. A
+    guess is accepted if the target says the same. So the text is that of one token a step, sampled or not, whatever is
+    guessed.
     """
     if state.sampling is None:
         chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -113,7 +114,7 @@ def accept_sampled(
 def accept_sampled_tree(
     draft: jax.Array, size: jax.Array, parent: jax.Array, target: jax.Array, keys: jax.Array, proposal: jax.Array
 ) -> Accepted:
-    """Recursive rejection sampling: emitted tokens are distributed as the target's (Jeon et al. 2024; Yang et al. 2024).
+    """Recursive rejection sampling: emitted tokens are distributed as the target's (Jeon et al. 2024).
 
     As `accept_sampled`, for a tree. The guesses below column t were drawn from proposal[:, t] one after the other
     without replacement, in the order of their columns. Each is tested against what the rejections before it left of the
@@ -155,7 +156,7 @@ def residual(p: jax.Array, q: jax.Array) -> jax.Array:
 
 
 def draw(keys: jax.Array, probs: jax.Array) -> jax.Array:
-    """One token i32[...] from each of probs[..., V], with the keys [...]: one random number a token (inverse transform).
+    """One token i32[...] from each of probs[..., V], with the keys [...], one random number each (inverse transform).
 
     A token of probability 0 is never drawn, whatever the sums are rounded to.
     """
