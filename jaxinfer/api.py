@@ -65,12 +65,17 @@ class Model:
     def network(self) -> Transformer:
         return Transformer(self.config, jnp.dtype(self.dtype))
 
+    def attach(self, **extras: Any) -> "Model":
+        """The same model with what its decode methods may use besides: a draft model, heads, a datastore, by name."""
+        return dataclasses.replace(self, extras={**self.extras, **extras})
+
     @cached_property
     def target(self) -> Target:
         on_cpu = self.layout is None and jax.default_backend() == "cpu"
         most = {None: MOST_SEPARATED, True: sys.maxsize, False: 0}[self.separate_layers]
         params = separate(self.params, most) if on_cpu and most else self.params
-        return Target(self.network, params, self.layout, self.extras)
+        extras = {name: extra.target if isinstance(extra, Model) else extra for name, extra in self.extras.items()}
+        return Target(self.network, params, self.layout, extras)
 
     def shard(self, mesh: jax.sharding.Mesh, rules: Rules = DATA_TENSOR) -> "Model":
         """The same model spread over a mesh. A mesh axis that does not divide a dimension leaves it whole."""
@@ -177,14 +182,17 @@ class Model:
         seeds = _per_row(seed, len(ids), "seed", least=0)
         if isinstance(seed, int):
             seeds = [seed + row for row in range(len(ids))]
-        method = method or (Greedy() if sampling is None else Sample())
+        policy, method = self._policy(policy), method or (Greedy() if sampling is None else Sample())
+        for name in method.needs:
+            if name not in self.extras:
+                raise InputError(f"method {type(method).__name__} needs a {name}: model.attach({name}=...)")
+        if hasattr(method, "check"):
+            method.check(self, policy)
         if sampling is not None and not method.samples and sampling != Sampling(temperature=0.0):
             raise InputError(f"method {type(method).__name__} takes no sampling: use Sample, or leave sampling out")
         default = Sampling() if isinstance(method, Sample) else Sampling(temperature=0.0)
         stop = self.tokenizer.stop_ids if self.tokenizer else ()
-        return Generation(
-            self.target, ids, limits, method, self._policy(policy), sampling or default, seeds, stop, logprobs
-        )
+        return Generation(self.target, ids, limits, method, policy, sampling or default, seeds, stop, logprobs)
 
     def _policy(self, policy: CachePolicy | None) -> CachePolicy:
         windowed = any(kind.window for kind in self.config.kinds)

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.cache import CachePolicy
+from jaxinfer.cache import CachePolicy, Dense
 from jaxinfer.cache.store import STORE_AXES, Cache, Store
 from jaxinfer.config import ModelConfig
-from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState
+from jaxinfer.decoding.method import Companion, Context, DecodeMethod, DecodeState
 from jaxinfer.decoding.sampling import Sampling, SamplingState
 from jaxinfer.engine import decode, prefill
 from jaxinfer.errors import InputError
@@ -39,8 +39,8 @@ class Stats:
     emitted: list[int]  # new tokens
     prompt_tokens: list[int]
     seconds: dict[str, float]  # "prefill", "decode": running; "compile": compiling, apart from both
-    weight_bytes: int  # parameters
-    cache_bytes: int  # the whole cache as allocated
+    weight_bytes: int  # parameters, those of a draft model or heads among them
+    cache_bytes: int  # the whole cache as allocated, and what the method keeps beside it
     temp_bytes: int  # scratch memory of the decode program
     step_bytes: int  # what one decode step has to read: weights, and on average the live part of the cache
 
@@ -72,7 +72,7 @@ class Target:
     model: Transformer
     params: Any  # in the form that runs best here: see `layers.stacked.separate`
     layout: Sharding | None = None
-    extras: dict[str, Any] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)  # by name: arrays, or the Target of a second model
 
     def place(self, x: np.ndarray, *axes: str | None) -> jax.Array:
         # A copy: what lies on the device may be donated, and must not share memory with the host's array.
@@ -103,6 +103,10 @@ class Target:
             cache = call.call(*args)
             done += width
         return cache, compiling
+
+
+def _nbytes(tree: Any) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
@@ -164,9 +168,14 @@ class Generation:
         self.temp_bytes = 0
         start = time.perf_counter()
         cache, compiling = target.prefill(target.empty_cache(policy, len(prompts), buffer), tokens, lengths - 1)
-        jax.block_until_ready(cache.length)
+        extras = {name: target.extras[name] for name in method.needs}
+        for name, extra in extras.items():
+            if isinstance(extra, Target):
+                own, more = extra.prefill(extra.empty_cache(Dense(), len(prompts), buffer), tokens, lengths - 1)
+                extras[name] = Companion(extra.params, own, extra.model)
+                compiling += more
+        jax.block_until_ready((cache, extras))
         self._clock("prefill", start, compiling)
-        self.cache_bytes = sum(x.nbytes for x in jax.tree.leaves(cache))
 
         def per_row(x):
             return target.place(x, "batch", *(None,) * (x.ndim - 1))
@@ -189,12 +198,18 @@ class Generation:
             proposed=per_row(zeros),
             accepted=per_row(zeros),
         )
-        aux = method.init(Context(target.params, target.extras, target.model), state)
+        aux = method.init(Context(target.params, extras, target.model), state)
         self.state = dataclasses.replace(state, aux=aux)
+        # The caches of companions move with the state from here on.
+        self.extras = {
+            name: dataclasses.replace(extra, cache=None) if isinstance(extra, Companion) else extra
+            for name, extra in extras.items()
+        }
+        self.cache_bytes = _nbytes((cache, aux))
 
     def advance(self, steps: int) -> None:
         """Take up to this many steps."""
-        args = (self.target.params, self.target.extras, self.state, np.int32(steps))
+        args = (self.target.params, self.extras, self.state, np.int32(steps))
         start = time.perf_counter()
         static = (self.target.model, self.method)
         call, new = program(decode, static, args, carry=2, layout=self.target.layout)
@@ -236,7 +251,7 @@ class Generation:
 
     def stats(self) -> Stats:
         state, ends = self.state, np.asarray(self.state.n)
-        weights = sum(x.nbytes for x in jax.tree.leaves(self.target.params))
+        weights = _nbytes(self.target.params)
         looked_up = 0 if self.target.model.cfg.tie_embeddings else self.target.params["embed"]["embedding"].nbytes
         positions = [store.pos for store in state.cache.stores.values() if isinstance(store, Store)]
         slots = sum(pos.size for pos in positions)
@@ -248,8 +263,8 @@ class Generation:
             emitted=(ends - self.lengths).tolist(),
             prompt_tokens=self.lengths.tolist(),
             seconds=dict(self.seconds),
-            weight_bytes=weights,
+            weight_bytes=weights + _nbytes(self.extras),
             cache_bytes=self.cache_bytes,
             temp_bytes=self.temp_bytes,
-            step_bytes=int(weights - looked_up + self.cache_bytes * (live / slots if slots else 1.0)),
+            step_bytes=int(weights - looked_up + _nbytes(state.cache) * (live / slots if slots else 1.0)),
         )

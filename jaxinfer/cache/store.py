@@ -1,5 +1,6 @@
 """What every cache policy is made of: stores of slots, and the functions that fill and bound them."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -84,6 +85,19 @@ def settle(store: States, fresh: Any, take: jax.Array | None, n: jax.Array) -> S
         return jnp.where((n > 0).reshape(1, -1, *(1,) * (old.ndim - 2)), chosen, old)
 
     return States(jax.tree.map(pick, store.state, fresh))
+
+
+def rollback(cache: Cache, length: jax.Array) -> Cache:
+    """The cache as it was when each row had its first length[B] tokens, or fewer.
+
+    For caches that overwrite nothing: no rings, no states, no history in `aux`.
+    """
+    keep = jnp.minimum(cache.length, length)
+    stores = {
+        name: dataclasses.replace(store, pos=jnp.where(store.pos < keep[:, None], store.pos, -1))
+        for name, store in cache.stores.items()
+    }
+    return dataclasses.replace(cache, stores=stores, length=keep)
 
 
 def write(store: Store, fresh: tuple[Any, Any], take: jax.Array | None, pos: jax.Array, slot: jax.Array) -> Store:

@@ -16,6 +16,7 @@ class Greedy:
     """The most likely token, one a step: the baseline of every comparison."""
 
     samples: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
     width: ClassVar[int] = 1
 
     def init(self, ctx: Context, state: DecodeState) -> None:

@@ -21,6 +21,7 @@ class Lookup:
     min_ngram: int = 1  # the shortest match that is worth a draft
 
     samples: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
         if self.width < 2:

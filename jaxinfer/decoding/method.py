@@ -16,7 +16,16 @@ class Context:
     """What a method may use besides the state: the target model, and named extras such as a draft model."""
 
     params: Any
-    extras: dict[str, Any]
+    extras: dict[str, Any]  # those that the method needs; a model is a Companion
+    model: Transformer = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class Companion:
+    """A second model beside the target. `init` finds its cache, filled with the prompts, and keeps it in `aux`."""
+
+    params: Any
+    cache: Cache | None
     model: Transformer = struct.field(pytree_node=False)
 
 
@@ -85,9 +94,13 @@ class Verdict:
 
 @runtime_checkable
 class DecodeMethod(Protocol):
-    """A frozen dataclass, static under jit, in a file of its own."""
+    """A frozen dataclass, static under jit, in a file of its own.
+
+    One that cannot run on every model or policy has a method `check(model, policy)` that raises InputError.
+    """
 
     samples: ClassVar[bool]  # whether it takes a Sampling
+    needs: ClassVar[tuple[str, ...]]  # names of the extras that it uses
 
     @property
     def width(self) -> int:

@@ -16,6 +16,7 @@ class Sample:
     """Temperature, top-k, top-p (nucleus), min-p and penalties, one token a step; temperature 0 is greedy."""
 
     samples: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
     width: ClassVar[int] = 1
 
     def init(self, ctx: Context, state: DecodeState) -> None:
