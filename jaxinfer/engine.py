@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.cache.store import Cache
-from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Verdict
+from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Verdict
 from jaxinfer.decoding.sampling import observe
 from jaxinfer.decoding.trees import ancestors
 from jaxinfer.model import Output, Transformer
@@ -59,13 +59,7 @@ def step(method: DecodeMethod, ctx: Context, state: DecodeState) -> DecodeState:
     """Propose, one forward of the target, verify, commit what was accepted."""
     with jax.named_scope("propose"):
         draft = method.propose(ctx, state)
-    tree = None if draft.parent is None else ancestors(draft.parent)
-    positions = state.cache.length[:, None] + draft.depth
-    output = forward(ctx.model, ctx.params, draft.tokens, positions, state.cache, tree=tree, decoding=True)
-    logits = logits_of(ctx.model, ctx.params, output.hidden)
-    with jax.named_scope("verify"):
-        verdict = method.verify(ctx, state, draft, output, logits)
-
+    output, verdict, logprobs = _judge(method, ctx, state, draft)
     n, stopped = _cut(state, verdict.emit, verdict.n)
     with jax.named_scope("commit"):
         cache = state.cache.policy.commit(state.cache, output.fresh, verdict.take, n, output.stats)
@@ -81,7 +75,7 @@ def step(method: DecodeMethod, ctx: Context, state: DecodeState) -> DecodeState:
         done=state.done | stopped | (total >= state.limit),
         cache=cache,
         sampling=None if state.sampling is None else observe(state.sampling, verdict.emit, n),
-        logprobs=_record(state, verdict, logits, rows, place),
+        logprobs=None if state.logprobs is None else state.logprobs.at[rows, place].set(logprobs, mode="drop"),
         aux=verdict.aux,
         steps=state.steps + alive,
         proposed=state.proposed + jnp.where(alive, draft.size - 1, 0),
@@ -97,16 +91,48 @@ def _cut(state: DecodeState, emit: jax.Array, n: jax.Array) -> tuple[jax.Array, 
     return jnp.where(stopped, jnp.argmax(is_stop, axis=1).astype(jnp.int32) + 1, n), stopped
 
 
-def _record(
-    state: DecodeState, verdict: Verdict, logits: jax.Array, rows: jax.Array, place: jax.Array
-) -> jax.Array | None:
-    """Log-probabilities of the emitted tokens, under the model's own distribution."""
+def _judge(
+    method: DecodeMethod, ctx: Context, state: DecodeState, draft: Draft
+) -> tuple[Output, Verdict, jax.Array | None]:
+    """One forward over a draft, the method's verdict, and log-probabilities of what it emits, if they are asked for.
+
+    A draft in which no row has a guess is scored as one token a row: a method that has nothing to say costs nothing.
+    The cache is only read here: a branch that wrote to it would copy it.
+    """
+
+    def score(draft: Draft) -> tuple[Output, Verdict, jax.Array | None]:
+        tree = None if draft.parent is None else ancestors(draft.parent)
+        positions = state.cache.length[:, None] + draft.depth
+        output = forward(ctx.model, ctx.params, draft.tokens, positions, state.cache, tree=tree, decoding=True)
+        logits = logits_of(ctx.model, ctx.params, output.hidden)
+        with jax.named_scope("verify"):
+            verdict = method.verify(ctx, state, draft, output, logits)
+        return output, verdict, _logprobs(state, verdict, logits)
+
+    if draft.tokens.shape[1] == 1:
+        return score(draft)
+    shapes = jax.eval_shape(score, draft)
+    guessing = jnp.any((draft.size > 1) & ~state.done)
+    return jax.lax.cond(guessing, score, lambda draft: _pad(score(draft.first(1)), shapes), draft)
+
+
+def _pad(tree: Any, shapes: Any) -> Any:
+    """Arrays with zeros behind what is there, up to these shapes."""
+
+    def grow(x, shape):
+        return jnp.pad(x, [(0, wanted - given) for given, wanted in zip(x.shape, shape.shape, strict=True)])
+
+    return jax.tree.map(grow, tree, shapes)
+
+
+def _logprobs(state: DecodeState, verdict: Verdict, logits: jax.Array) -> jax.Array | None:
+    """float32[B, E]: log-probabilities of the emitted tokens, under the model's own distribution."""
     if state.logprobs is None:
         return None
     if verdict.take is not None:
         logits = jnp.take_along_axis(logits, verdict.take[:, :, None], axis=1)
     chosen = jnp.take_along_axis(logits, verdict.emit[:, :, None], axis=-1)[..., 0]
-    return state.logprobs.at[rows, place].set(chosen - jax.nn.logsumexp(logits, axis=-1), mode="drop")
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
 def decode(

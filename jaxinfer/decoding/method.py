@@ -81,6 +81,11 @@ class Draft:
         """i32[B, T], or i32[T] for a chain: how far behind the pending token each column stands."""
         return jnp.arange(self.tokens.shape[1], dtype=jnp.int32) if self.parent is None else depths(self.parent)
 
+    def first(self, columns: int) -> "Draft":
+        """The draft without the columns behind the first few."""
+        parent, proposal = (None if x is None else x[:, :columns] for x in (self.parent, self.proposal))
+        return Draft(self.tokens[:, :columns], jnp.minimum(self.size, columns), parent, proposal)
+
 
 @struct.dataclass
 class Verdict:
@@ -111,4 +116,5 @@ class DecodeMethod(Protocol):
 
     def propose(self, ctx: Context, state: DecodeState) -> Draft: ...
 
-    def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict: ...
+    def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
+        """The draft comes without its guesses, of width 1, if no row's size was above 1."""
