@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from jaxinfer.api import Model, Result, Stream, load
     from jaxinfer.cache import POLICIES, Cache, CachePolicy, Dense, Window
     from jaxinfer.config import LayerKind, ModelConfig, Rope, RopeScaling, Segment
-    from jaxinfer.decoding import METHODS, DecodeMethod, Greedy, Lookup, Sample, Sampling
+    from jaxinfer.decoding import METHODS, DecodeMethod, Greedy, Lookup, Sample, Sampling, Speculative
     from jaxinfer.errors import InputError
     from jaxinfer.generation import Stats
 
@@ -35,6 +35,7 @@ __all__ = [
     "Sample",
     "Sampling",
     "Segment",
+    "Speculative",
     "Stats",
     "Stream",
     "Window",
@@ -45,7 +46,7 @@ _HOMES = {
     "jaxinfer.api": ("Model", "Result", "Stream", "load"),
     "jaxinfer.cache": ("POLICIES", "Cache", "CachePolicy", "Dense", "Window"),
     "jaxinfer.config": ("LayerKind", "ModelConfig", "Rope", "RopeScaling", "Segment"),
-    "jaxinfer.decoding": ("METHODS", "DecodeMethod", "Greedy", "Lookup", "Sample", "Sampling"),
+    "jaxinfer.decoding": ("METHODS", "DecodeMethod", "Greedy", "Lookup", "Sample", "Sampling", "Speculative"),
     "jaxinfer.errors": ("InputError",),
     "jaxinfer.generation": ("Stats",),
 }

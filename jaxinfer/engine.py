@@ -5,7 +5,7 @@ here knows a decode method or a cache policy by name.
 """
 
 import dataclasses
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +14,7 @@ from jaxinfer.cache.store import Cache
 from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Verdict
 from jaxinfer.decoding.sampling import observe
 from jaxinfer.decoding.trees import ancestors
-from jaxinfer.model import Output, Transformer
-
-
-def forward(
-    model: Transformer, params: Any, tokens: jax.Array, positions: jax.Array, cache: Cache, **options
-) -> Output:
-    """The network as a function of its parameters: see `Transformer.__call__`."""
-    return cast(Output, model.apply({"params": params}, tokens, positions, cache, **options))
-
-
-def logits_of(model: Transformer, params: Any, hidden: jax.Array) -> jax.Array:
-    """hidden[B, T, D] -> float32[B, T, V]."""
-    return cast(jax.Array, model.apply({"params": params}, hidden, method=Transformer.logits))
+from jaxinfer.model import Output, Transformer, forward, logits_of
 
 
 def prefill(model: Transformer, params: Any, cache: Cache, tokens: jax.Array, n: jax.Array) -> Cache:
@@ -59,7 +47,7 @@ def step(method: DecodeMethod, ctx: Context, state: DecodeState) -> DecodeState:
     """Propose, one forward of the target, verify, commit what was accepted."""
     with jax.named_scope("propose"):
         draft = method.propose(ctx, state)
-    output, verdict, logprobs = _judge(method, ctx, state, draft)
+    output, verdict, logprobs = _judge(method, ctx, state, dataclasses.replace(draft, held=None))
     n, stopped = _cut(state, verdict.emit, verdict.n)
     with jax.named_scope("commit"):
         cache = state.cache.policy.commit(state.cache, output.fresh, verdict.take, n, output.stats)
@@ -77,6 +65,7 @@ def step(method: DecodeMethod, ctx: Context, state: DecodeState) -> DecodeState:
         sampling=None if state.sampling is None else observe(state.sampling, verdict.emit, n),
         logprobs=None if state.logprobs is None else state.logprobs.at[rows, place].set(logprobs, mode="drop"),
         aux=verdict.aux,
+        held=draft.held,
         steps=state.steps + alive,
         proposed=state.proposed + jnp.where(alive, draft.size - 1, 0),
         accepted=state.accepted + jnp.where(alive, jnp.maximum(n - 1, 0), 0),

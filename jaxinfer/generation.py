@@ -194,18 +194,20 @@ class Generation:
             else None,
             logprobs=per_row(np.zeros(tokens.shape, np.float32)) if logprobs else None,
             aux=None,
+            held=None,
             steps=per_row(zeros),
             proposed=per_row(zeros),
             accepted=per_row(zeros),
         )
-        aux = method.init(Context(target.params, extras, target.model), state)
-        self.state = dataclasses.replace(state, aux=aux)
+        ctx = Context(target.params, extras, target.model)
+        held = method.hold(ctx, state) if hasattr(method, "hold") else None
+        self.state = dataclasses.replace(state, aux=method.init(ctx, state), held=held)
         # The caches of companions move with the state from here on.
         self.extras = {
             name: dataclasses.replace(extra, cache=None) if isinstance(extra, Companion) else extra
             for name, extra in extras.items()
         }
-        self.cache_bytes = _nbytes((cache, aux))
+        self.cache_bytes = _nbytes((cache, self.state.aux, held))
 
     def advance(self, steps: int) -> None:
         """Take up to this many steps."""

@@ -7,7 +7,7 @@ fresh keys and values for `policy.commit`.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -163,6 +163,18 @@ class Transformer(nn.Module):
     def whole(self, tokens: jax.Array, positions: jax.Array, cache: Cache) -> jax.Array:
         """Forward and logits in one: what touches every parameter, for initialization."""
         return self.logits(self(tokens, positions, cache).hidden)
+
+
+def forward(
+    model: Transformer, params: Any, tokens: jax.Array, positions: jax.Array, cache: Cache, **options
+) -> Output:
+    """The network as a function of its parameters: see `Transformer.__call__`."""
+    return cast(Output, model.apply({"params": params}, tokens, positions, cache, **options))
+
+
+def logits_of(model: Transformer, params: Any, hidden: jax.Array) -> jax.Array:
+    """hidden[B, T, D] -> float32[B, T, V]."""
+    return cast(jax.Array, model.apply({"params": params}, hidden, method=Transformer.logits))
 
 
 def layer_places(cfg: ModelConfig) -> list[list[Place]]:

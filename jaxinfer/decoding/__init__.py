@@ -5,8 +5,9 @@ from jaxinfer.decoding.lookup import Lookup
 from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Verdict
 from jaxinfer.decoding.sample import Sample
 from jaxinfer.decoding.sampling import Sampling
+from jaxinfer.decoding.speculative import Speculative
 
-METHODS: dict[str, type] = {"greedy": Greedy, "sample": Sample, "lookup": Lookup}
+METHODS: dict[str, type] = {"greedy": Greedy, "sample": Sample, "lookup": Lookup, "speculative": Speculative}
 
 __all__ = [
     "METHODS",
@@ -18,5 +19,6 @@ __all__ = [
     "Lookup",
     "Sample",
     "Sampling",
+    "Speculative",
     "Verdict",
 ]

@@ -45,7 +45,8 @@ class DecodeState:
     seeds: jax.Array  # u32[B]: a row draws from its own seed
     sampling: Any  # SamplingState; None under a method that does not sample
     logprobs: jax.Array | None  # f32[B, M]: log-probability of each generated token, if asked for
-    aux: Any  # the method's own state
+    aux: Any  # the method's own state, as verify leaves it
+    held: Any  # what only propose changes of it, such as the cache of a draft model
     steps: jax.Array  # i32[B]: target forwards spent on this row
     proposed: jax.Array  # i32[B]: draft tokens proposed
     accepted: jax.Array  # i32[B]: draft tokens accepted
@@ -75,6 +76,7 @@ class Draft:
     size: jax.Array  # i32[B]: how many of the T columns count, from the first
     parent: jax.Array | None = None  # i32[B, T]: the column that each hangs below (`trees`); None: a chain
     proposal: jax.Array | None = None  # float32[B, T, V]: what the guesses below each column were drawn from, if drawn
+    held: Any = None  # the new `DecodeState.held`
 
     @property
     def depth(self) -> jax.Array:
@@ -84,7 +86,7 @@ class Draft:
     def first(self, columns: int) -> "Draft":
         """The draft without the columns behind the first few."""
         parent, proposal = (None if x is None else x[:, :columns] for x in (self.parent, self.proposal))
-        return Draft(self.tokens[:, :columns], jnp.minimum(self.size, columns), parent, proposal)
+        return Draft(self.tokens[:, :columns], jnp.minimum(self.size, columns), parent, proposal, self.held)
 
 
 @struct.dataclass
@@ -101,7 +103,9 @@ class Verdict:
 class DecodeMethod(Protocol):
     """A frozen dataclass, static under jit, in a file of its own.
 
-    One that cannot run on every model or policy has a method `check(model, policy)` that raises InputError.
+    One that cannot run on every model or policy has a method `check(model, policy)` that raises InputError. One that
+    holds something large has a method `hold(ctx, state)`, which gives the first `DecodeState.held`; `propose` gives the
+    next ones.
     """
 
     samples: ClassVar[bool]  # whether it takes a Sampling

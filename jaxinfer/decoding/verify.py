@@ -41,6 +41,26 @@ def accept(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
     return accept_tree(draft.tokens, draft.size, draft.parent, chosen)
 
 
+def accept_drawn(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
+    """Accept the guesses of a draft that was drawn from draft.proposal, under each row's own sampling.
+
+    Emitted tokens have the target's distribution. Where every row is at temperature 0, or there is no proposal, this is
+    `accept`.
+    """
+    proposal = draft.proposal
+    if proposal is None:
+        return accept(state, draft, logits)
+
+    def sampled(logits):
+        target = distribution(state.sampling, penalize(state.sampling, logits, draft.tokens))
+        keys = state.keys(jnp.zeros(1, jnp.int32))[:, 0]
+        if draft.parent is None:
+            return accept_sampled(draft.tokens, draft.size, target, keys, proposal)
+        return accept_sampled_tree(draft.tokens, draft.size, draft.parent, target, keys, proposal)
+
+    return jax.lax.cond(jnp.all(state.sampling.temperature == 0), lambda x: accept(state, draft, x), sampled, logits)
+
+
 def choose(sampling: SamplingState, logits: jax.Array, keys: jax.Array) -> jax.Array:
     """What the target says behind each column, i32[B, T], from penalized logits[B, T, V] and keys [B, T].
 

@@ -1,0 +1,144 @@
+"""Speculative decoding with a draft model: what it saves, what it keeps, and what it refuses."""
+
+import dataclasses
+from itertools import product
+
+import jax
+import numpy as np
+import pytest
+from scipy.stats import chi2
+
+from jaxinfer import Greedy, InputError, Model, Sample, Sampling, Speculative
+from jaxinfer.config import SSM, LayerKind, Segment
+from jaxinfer.decoding import speculative
+
+LENGTHS = (1, 4, 30, 17, 64)
+NEW = 40
+
+
+@pytest.fixture(scope="module")
+def greedy(tiny_llama, ragged):
+    return tiny_llama.generate(ragged(LENGTHS), max_new_tokens=NEW).tokens
+
+
+def test_a_draft_that_is_the_target_is_always_right(tiny_llama, ragged, greedy):
+    result = tiny_llama.attach(draft=tiny_llama).generate(ragged(LENGTHS), max_new_tokens=NEW, method=Speculative(5))
+    assert result.tokens == greedy
+    assert result.stats.accepted == result.stats.proposed
+    assert result.stats.steps == [NEW // 5] * len(LENGTHS)  # exactly width tokens a step
+
+
+@pytest.mark.parametrize("schedule", ["constant", "heuristic"])
+def test_a_draft_that_knows_nothing_changes_nothing(tiny_llama, ragged, greedy, schedule):
+    stranger = Model.random(tiny_llama.config, seed=99)
+    method = Speculative(5, schedule=schedule)
+    result = tiny_llama.attach(draft=stranger).generate(ragged(LENGTHS), max_new_tokens=NEW, method=method)
+    assert result.tokens == greedy
+    assert sum(result.stats.accepted) < 0.1 * sum(result.stats.proposed)
+    guesses = sum(result.stats.proposed) / sum(result.stats.steps)
+    assert (guesses < 1.5) == (schedule == "heuristic")  # one guess a step is soon all that it tries
+
+
+def test_an_unsure_draft_keeps_quiet(tiny_llama, ragged, equip, greedy):
+    model, prompts = equip(tiny_llama, Speculative()), ragged(LENGTHS)
+    likely = jax.nn.softmax(tiny_llama.logits([greedy[2]])).max(axis=-1)
+    results = [
+        model.generate(prompts, max_new_tokens=NEW, method=Speculative(5, confidence=c)).stats
+        for c in (0.0, round(float(np.median(likely)), 4), 1.0)
+    ]
+    proposed = [sum(stats.proposed) for stats in results]
+    rates = [sum(stats.accepted) / max(sum(stats.proposed), 1) for stats in results]
+    assert proposed[0] > proposed[1] > proposed[2] == 0
+    assert rates[1] > rates[0]
+    assert results[2].steps == [NEW] * len(LENGTHS)
+
+
+def test_no_guess_goes_beyond_the_limit_or_the_context(tiny_llama):
+    end = tiny_llama.config.max_positions
+    prompt = np.random.default_rng(0).integers(0, 97, end - 2).tolist()
+    plain = tiny_llama.generate([prompt], max_new_tokens=50).tokens
+    result = tiny_llama.attach(draft=tiny_llama).generate([prompt], max_new_tokens=50, method=Speculative(8))
+    assert result.tokens == plain
+    assert result.stats.proposed == [2]
+    assert len(plain[0]) == 3
+
+
+VOCAB = 8
+SMALL = dict(vocab_size=VOCAB, d_model=16, d_ff=32, n_heads=2, n_kv_heads=1, head_dim=8, max_positions=64)
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_llama):
+    """A target and a draft of one layer each, that disagree often."""
+    config = tiny_llama.config.replace(segments=(Segment((LayerKind(),), 1),), **SMALL)
+    return Model.random(config, seed=3), Model.random(config, seed=4)
+
+
+def texts_of(target, method, sampling, rows=4096, calls=2):
+    """How often each text of three tokens came, of rows * calls."""
+    counts = np.zeros((VOCAB,) * 3)
+    for call in range(calls):
+        seeds = [call * rows + row for row in range(rows)]
+        tokens = target.generate([[1, 5]] * rows, max_new_tokens=3, method=method, sampling=sampling, seed=seeds).tokens
+        np.add.at(counts, tuple(np.array(tokens).T), 1)
+    return counts
+
+
+def exact(target, temperature, top_k):
+    """The probability of each text of three tokens."""
+    texts = np.array([[1, 5, *tail] for tail in product(range(VOCAB), repeat=2)])
+    logits = np.asarray(target.logits(texts), np.float64)[:, 1:] / temperature
+    logits[logits < np.sort(logits, axis=-1)[..., -top_k, None]] = -np.inf
+    probs = np.exp(logits - logits.max(-1, keepdims=True))
+    probs = (probs / probs.sum(-1, keepdims=True)).reshape(VOCAB, VOCAB, 3, VOCAB)
+    one, two, three = probs[0, 0, 0], probs[:, 0, 1], probs[:, :, 2]
+    return one[:, None, None] * two[:, :, None] * three
+
+
+def excess(counts, probs):
+    """Chi-square over its threshold: a correct method is below 1 but for one seed in 100,000."""
+    observed, expected = counts.ravel(), counts.sum() * probs.ravel()
+    often = expected >= 5
+    observed, expected = (np.append(x[often], x[~often].sum()) for x in (observed, expected))
+    used = expected >= 1
+    return np.sum((observed - expected)[used] ** 2 / expected[used]) / chi2.isf(1e-5, used.sum() - 1)
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, VOCAB), (0.6, 5)])
+def test_sampled_texts_are_distributed_as_the_target_says(pair, temperature, top_k):
+    target, draft = pair
+    sampling = Sampling(temperature=temperature, top_k=top_k)
+    probs = exact(target, temperature, top_k)
+    assert excess(texts_of(target.attach(draft=draft), Speculative(3), sampling), probs) < 1
+    assert excess(texts_of(target, Sample(), sampling, calls=1), probs) < 1
+
+
+def test_the_statistic_notices_a_proposal_that_is_not_what_was_drawn_from(pair, monkeypatch):
+    """Guesses drawn at another temperature than the proposal says."""
+    target, draft = pair
+    drawn = speculative.draw
+    monkeypatch.setattr(speculative, "draw", lambda keys, probs: drawn(keys, probs**0.5))
+    sampling, method = Sampling(temperature=0.6), Speculative(3, confidence=1e-6)  # a program of its own
+    assert excess(texts_of(target.attach(draft=draft), method, sampling), exact(target, 0.6, VOCAB)) > 1.5
+
+
+def test_what_it_refuses(tiny_llama, tiny_gemma):
+    prompts = [[1, 2, 3]]
+    with pytest.raises(InputError, match=r"needs a draft: model\.attach\(draft=\.\.\.\)"):
+        tiny_llama.generate(prompts, method=Speculative())
+    other = dataclasses.replace(tiny_gemma, config=tiny_gemma.config.replace(vocab_size=50), name="other")
+    with pytest.raises(InputError, match="other has a vocabulary of 50 tokens and random one of 97"):
+        tiny_llama.attach(draft=other).generate(prompts, method=Speculative())
+    mixer = tiny_llama.config.replace(segments=(Segment((LayerKind("state", mixer=SSM(1, 32, 4)),), 1),))
+    with pytest.raises(InputError, match="recurrent layers"):
+        tiny_llama.attach(draft=Model.random(mixer)).generate(prompts, method=Speculative())
+    with pytest.raises(InputError, match="width=1 must be at least 2"):
+        Speculative(1)
+    with pytest.raises(InputError, match=r"confidence=1\.5 must be between 0 and 1"):
+        Speculative(confidence=1.5)
+
+
+def test_greedy_needs_nothing_of_what_is_attached(tiny_llama, ragged, greedy):
+    result = tiny_llama.attach(draft=tiny_llama).generate(ragged(LENGTHS), max_new_tokens=NEW, method=Greedy())
+    assert result.tokens == greedy
+    assert result.stats.weight_bytes == sum(x.nbytes for x in jax.tree.leaves(tiny_llama.params))
