@@ -30,6 +30,7 @@ System = Annotated[str | None, typer.Option(help="The system message of the chat
 Method = Annotated[str | None, typer.Option(help="greedy, sample or lookup; default: what the options ask for.")]
 Width = Annotated[int | None, typer.Option(help="lookup: tokens scored per step.")]
 Ngram = Annotated[int | None, typer.Option(help="lookup: the longest match looked for.")]
+DraftModel = Annotated[str | None, typer.Option(help="speculative: the model that guesses, as --model takes it.")]
 Policy = Annotated[str | None, typer.Option(help="Cache policy: dense or window; default: what suits the model.")]
 Capacity = Annotated[int | None, typer.Option(help="Cache slots; default: what is needed.")]
 Temperature = Annotated[float | None, typer.Option(help="Randomness; 0 takes the most likely token.")]
@@ -61,6 +62,7 @@ def generate(
     method: Method = None,
     width: Width = None,
     ngram: Ngram = None,
+    draft: DraftModel = None,
     policy: Policy = None,
     capacity: Capacity = None,
     temperature: Temperature = None,
@@ -79,7 +81,7 @@ def generate(
     from jaxinfer.experiment import terminal
 
     settings = terminal.options(
-        method,
+        method or (draft and "speculative"),
         {"width": width, "ngram": ngram},
         policy,
         capacity,
@@ -94,7 +96,7 @@ def generate(
         },
     ) | {"max_new_tokens": max_new_tokens, "seed": seed, "stop": tuple(stop or ())}
     text = terminal.read_prompt(text)
-    loaded = terminal.load_model(model, dtype)
+    loaded = terminal.load_model(model, dtype, draft)
     prompt = terminal.encode_prompt(loaded, text, chat, system)
     if stream:
         result = loaded.stream(prompt, **settings)
@@ -113,6 +115,7 @@ def chat(
     method: Method = None,
     width: Width = None,
     ngram: Ngram = None,
+    draft: DraftModel = None,
     policy: Policy = None,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -132,9 +135,10 @@ def chat(
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
     }
+    method = method or (draft and "speculative")
     settings = terminal.options(method, {"width": width, "ngram": ngram}, policy, None, sampling)
     settings |= {"max_new_tokens": max_new_tokens, "seed": seed}
-    terminal.chat(terminal.load_model(model, dtype), system, settings)
+    terminal.chat(terminal.load_model(model, dtype, draft), system, settings)
 
 
 @app.command("eval")

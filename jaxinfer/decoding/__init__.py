@@ -7,7 +7,12 @@ from jaxinfer.decoding.sample import Sample
 from jaxinfer.decoding.sampling import Sampling
 from jaxinfer.decoding.speculative import Speculative
 
-METHODS: dict[str, type] = {"greedy": Greedy, "sample": Sample, "lookup": Lookup, "speculative": Speculative}
+METHODS: dict[str, type[DecodeMethod]] = {
+    "greedy": Greedy,
+    "sample": Sample,
+    "lookup": Lookup,
+    "speculative": Speculative,
+}
 
 __all__ = [
     "METHODS",

@@ -106,6 +106,8 @@ def apply(data: dict, override: str) -> tuple[dict, Keys]:
 def expand(data: dict) -> dict:
     """`data` with the shorthands written out as mappings."""
     data = _expand(data, SHORTHAND, str | list)
+    if isinstance(extras := data.get("extras"), dict):
+        data["extras"] = {k: {"source": v} if isinstance(v, str) else v for k, v in extras.items()}
     if isinstance(data.get("rows"), list):
         data["rows"] = [_expand(row, ROW_SHORTHAND, str) if isinstance(row, dict) else row for row in data["rows"]]
     return data

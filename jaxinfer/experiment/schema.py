@@ -15,10 +15,12 @@ import dataclasses
 import json
 import re
 import typing
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import jaxinfer
 from jaxinfer.experiment import merge, registry
 from jaxinfer.experiment.merge import Keys, Origin, show
 
@@ -83,6 +85,17 @@ class RowSpec:
 
 
 @dataclass(frozen=True)
+class ExtraSpec:
+    """What a method uses beside the model: of a draft model, which weights, and which layers of them (null: all)."""
+
+    source: str
+    dtype: Literal["float32", "bfloat16"] | None = None
+    layers: tuple[int, ...] | None = None
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+
+@dataclass(frozen=True)
 class Experiment:
     """One experiment: the rows of its table, measured on one model and one set of prompts."""
 
@@ -91,6 +104,7 @@ class Experiment:
     rows: tuple[RowSpec, ...]
     prompts: PromptSpec = PromptSpec()
     decoding: DecodingSpec = DecodingSpec()
+    extras: dict[str, ExtraSpec] = field(default_factory=dict)  # by the names that methods know them by
     output: str = "runs"
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
@@ -119,7 +133,7 @@ def validate(data: dict, origin: Origin) -> Experiment:
     config = _typed(Experiment, data, origin)
     _check_values(config, origin)
     return dataclasses.replace(
-        config, rows=tuple(_fill(row, ("rows", index), origin) for index, row in enumerate(config.rows))
+        config, rows=tuple(_fill(row, ("rows", i), origin, config.extras) for i, row in enumerate(config.rows))
     )
 
 
@@ -157,8 +171,9 @@ def _within(data: Any, loc: tuple) -> Keys:
 def _keys_at(cls: type, path: Keys) -> list[str]:
     """The valid keys of the mapping at `path` below a `cls`."""
     for key in (step for step in path if isinstance(step, str)):
-        hint = typing.get_type_hints(cls)[key]
-        cls = next(iter(typing.get_args(hint)), hint)  # of a tuple, the class of its entries
+        hint = typing.get_type_hints(cls).get(key, cls)  # a name within a mapping: its class is known already
+        classes = [one for one in typing.get_args(hint) if dataclasses.is_dataclass(one)]
+        cls = classes[0] if classes else hint  # of a tuple or a mapping, the class of its entries
     return [field.name for field in dataclasses.fields(cls)]
 
 
@@ -176,6 +191,10 @@ def _check_values(config: Experiment, origin: Origin) -> None:
     for path, text in ((("model", "source"), config.model.source), (("output",), config.output)):
         if not text.strip():
             raise origin.error(path, "is empty")
+    known = {name for method in jaxinfer.METHODS.values() for name in method.needs}
+    for name in config.extras:
+        if name not in known:
+            raise origin.error(("extras", name), f"no method uses it{registry.suggest(name, sorted(known))}")
     if not config.rows:
         raise origin.error(("rows",), "is empty; write at least one row, such as {name: greedy, method: greedy}")
     names = [row.name for row in config.rows]
@@ -186,9 +205,14 @@ def _check_values(config: Experiment, origin: Origin) -> None:
             raise origin.error(("rows", index, "name"), f"{name!r} is taken by rows.{names.index(name)}")
 
 
-def _fill(row: RowSpec, path: Keys, origin: Origin) -> RowSpec:
+def _fill(row: RowSpec, path: Keys, origin: Origin, extras: Collection[str]) -> RowSpec:
     """The row with every parameter of its method, policy and sampling written out."""
     method = registry.method(row.method, (*path, "method"), origin)
+    for name in method.needs:
+        if name not in extras:
+            raise origin.error(
+                (*path, "method"), f"{row.method['name']} needs a {name}: write 'extras: {{{name}: ...}}'"
+            )
     policy, sampling = row.policy, row.sampling
     if policy is not None:
         policy = registry.as_mapping(registry.policy(policy, (*path, "policy"), origin), policy["name"])

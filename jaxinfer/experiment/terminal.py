@@ -14,11 +14,11 @@ from rich.table import Table
 
 import jaxinfer
 from jaxinfer.errors import InputError
-from jaxinfer.experiment import compare, registry, results, table
+from jaxinfer.experiment import compare, extras, registry, results, table
 from jaxinfer.experiment.merge import Origin
 from jaxinfer.experiment.prompts import load_prompts
 from jaxinfer.experiment.runner import Interrupted, run
-from jaxinfer.experiment.schema import load_config
+from jaxinfer.experiment.schema import ExtraSpec, load_config
 from jaxinfer.experiment.script import read_text
 
 CHAT_HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
@@ -26,10 +26,11 @@ CHAT_HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C sto
 stderr = Console(stderr=True, highlight=False)
 
 
-def load_model(source: str, dtype: str | None):
-    """`jaxinfer.load` with a line on the terminal meanwhile."""
+def load_model(source: str, dtype: str | None, draft: str | None = None):
+    """`jaxinfer.load` with a line on the terminal meanwhile; a draft model is attached."""
     with stderr.status(f"loading {source}"):
-        return jaxinfer.load(source, dtype)
+        model = jaxinfer.load(source, dtype)
+        return extras.attach(model, source, {"draft": ExtraSpec(draft)} if draft else {})
 
 
 def options(
@@ -187,6 +188,7 @@ def run_experiment(config_file: str, arguments: list[str], resume: bool) -> None
         folder = Path(folders[0]) if folders else results.newest_run(config)
         results.check_same(folder, config, [prompt.text for prompt in prompts])
     model = load_model(config.model.source, config.model.dtype)
+    model = extras.attach(model, config.model.source, config.extras)
     try:
         folder = run(config, model, prompts, folder, stderr)
     except Interrupted as stop:

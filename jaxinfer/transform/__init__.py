@@ -1,6 +1,7 @@
 """Models into other models: parameters to parameters, one file a method."""
 
 from jaxinfer.transform.context import extend_context
+from jaxinfer.transform.layers import keep_layers, search_layers
 from jaxinfer.transform.moefication import moefy
 
-__all__ = ["extend_context", "moefy"]
+__all__ = ["extend_context", "keep_layers", "moefy", "search_layers"]

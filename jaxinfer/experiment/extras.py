@@ -1,0 +1,29 @@
+"""What methods use beside the model, as a config names it: `extras: {draft: {source: path/to/checkpoint}}`."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jaxinfer
+from jaxinfer.experiment.schema import ExtraSpec
+from jaxinfer.transform import keep_layers
+
+
+def attach(model: Any, source: str, extras: Mapping[str, ExtraSpec]) -> Any:
+    """The model, loaded from `source`, with its extras. Raises InputError.
+
+    A draft model from the same source and of the same dtype is not loaded again.
+    """
+    made = {name: KINDS[name](model, source, spec) for name, spec in extras.items()}
+    return model.attach(**made) if made else model
+
+
+def _draft(model: Any, source: str, spec: ExtraSpec) -> Any:
+    dtype = spec.dtype or model.dtype
+    same = spec.source == source and dtype == model.dtype
+    draft = dataclasses.replace(model, extras={}) if same else jaxinfer.load(spec.source, dtype=dtype)
+    return draft if spec.layers is None else keep_layers(draft, spec.layers)
+
+
+KINDS = {"draft": _draft}
+"""By the name of an extra, what makes it from its spec."""
