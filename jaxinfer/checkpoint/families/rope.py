@@ -142,9 +142,7 @@ def gguf_rope(fields: Fields, tensors: Tensors, theta: float, head_dim: int) -> 
 
 
 def _gguf_yarn(fields: Fields) -> RopeScaling:
-    """YaRN as llama.cpp reads it. `yarn_log_multiplier` is what a config.json calls mscale_all_dim."""
-    factor, all_dims = fields.number("rope.scaling.factor"), fields.number("rope.scaling.yarn_log_multiplier", 0.0)
-    magnitude = yarn_growth(factor, 1.0) / yarn_growth(factor, all_dims)
+    factor = fields.number("rope.scaling.factor")
     original = fields.integer("rope.scaling.original_context_length", None)
     return RopeScaling(
         "yarn",
@@ -152,7 +150,7 @@ def _gguf_yarn(fields: Fields) -> RopeScaling:
         original_max_positions=fields.integer("context_length") if original is None else original,
         beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=fields.number("rope.scaling.yarn_beta_slow", 1.0),
-        magnitude=magnitude * fields.number("rope.scaling.attn_factor", 1.0),
+        magnitude=yarn_growth(factor, 1.0) * fields.number("rope.scaling.attn_factor", 1.0),
     )
 
 
