@@ -76,6 +76,8 @@ def table(found: dict[str, np.ndarray], trained: int) -> Table:
 def main(path: str, *overrides: str) -> None:
     """Run the experiment: a table on the terminal; results.json, table.txt and perplexity.svg in the run folder."""
     config = read_as(Config, path, overrides)
+    if config.model.context:
+        raise InputError("model.context: each of `variants` extends it; leave it out")
     results.check_writable(config.output)
     model = jaxinfer.load(config.model.source, dtype=config.model.dtype or "float32")
     trained = model.config.max_positions

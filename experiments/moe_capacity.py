@@ -30,6 +30,7 @@ from jaxinfer.caching import write_atomic
 from jaxinfer.config import MoE
 from jaxinfer.errors import InputError
 from jaxinfer.experiment import lines, load_prompts, results, script
+from jaxinfer.experiment.runner import extended
 from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, ModelSpec, PromptSpec, read_as
 from jaxinfer.layers import dispatch, routing
 from jaxinfer.transform import moefy
@@ -113,7 +114,7 @@ def load(config: Config) -> tuple[jaxinfer.Model, np.ndarray] | None:
     text = (
         script.read_text(config.text, "text") if config.text else "\n".join(p.text for p in load_prompts(PromptSpec()))
     )
-    model = jaxinfer.load(config.model.source, dtype=config.model.dtype or "float32")
+    model = extended(jaxinfer.load(config.model.source, dtype=config.model.dtype or "float32"), config.model)
     if model.tokenizer is None:
         raise InputError(f"model.source: {config.model.source!r} has no tokenizer")
     for experts in config.experts:

@@ -28,6 +28,7 @@ from jaxinfer.analysis.measure import Comparison, alternate
 from jaxinfer.caching import write_atomic
 from jaxinfer.checkpoint.imports import require
 from jaxinfer.checkpoint.sources import locate
+from jaxinfer.errors import InputError
 from jaxinfer.experiment import load_prompts, results, script
 from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, ModelSpec, PromptSpec, read_as
 from jaxinfer.generation import Generation
@@ -172,6 +173,8 @@ def table(found: list[Comparison]) -> Table:
 def main(path: str, *overrides: str) -> None:
     """Run the experiment: a table on the terminal, results.json and table.txt in the run folder."""
     config = read_as(Config, path, overrides)
+    if config.model.context:
+        raise InputError("model.context: both read the model as it is; leave it out")
     results.check_writable(config.output)
     dtype = config.model.dtype or "float32"
     model = jaxinfer.load(config.model.source, dtype)

@@ -53,7 +53,7 @@ class Rope:
     interleaved: bool = False
 
 
-Router = Literal["softmax", "topk", "sigmoid", "sinkhorn", "hash", "expert_choice", "soft"]
+Router = Literal["softmax", "topk", "sigmoid", "sinkhorn", "auction", "hash", "expert_choice", "soft"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class MoE:
     - `topk`: the softmax over the top_k largest logits (Mixtral).
     - `sigmoid`: the top_k largest sigmoids, for the choice corrected by a bias that keeps loads even (DeepSeek-V3).
     - `sinkhorn`: the top_k largest of an assignment that wants all experts equally (S-BASE, Clark et al. 2022).
+    - `auction`: one expert a token, every expert as many tokens as any other, the sum of the logits as large as it can
+      be; the gate is a sigmoid (BASE, Lewis et al. 2021). Decode steps take the expert with the largest logit.
     - `hash`: a fixed function of the token's id (Hash Layers, Roller et al. 2021).
     - `expert_choice`: every expert takes as many tokens as it has room for (Zhou et al. 2022). Not causal.
     - `soft`: slots are means of all tokens (Soft MoE, Puigcerver et al. 2023). Not causal.
@@ -74,8 +76,8 @@ class MoE:
     each expert at most capacity_factor * tokens * top_k / experts tokens of a batch and drops the rest into the
     residual; `dense` computes all experts for all tokens: the reference.
 
-    With `capacity`, `sinkhorn`, `expert_choice` and `soft`, what a token gets depends on the tokens beside it. Decode
-    steps, which see few, route each token alone unless `in_decode` is `same`.
+    With `capacity`, `sinkhorn`, `auction`, `expert_choice` and `soft`, what a token gets depends on the tokens beside
+    it. Decode steps, which see few, route each token alone unless `in_decode` is `same`.
     """
 
     experts: int
@@ -99,6 +101,8 @@ class MoE:
     def __post_init__(self):
         if not 0 < self.top_k <= self.experts:
             raise ValueError(f"top_k={self.top_k} must be between 1 and the number of experts, {self.experts}")
+        if self.router == "auction" and (self.top_k != 1 or self.groups is not None):
+            raise ValueError(f"an auction gives a token one expert of all: top_k={self.top_k} must be 1, groups=None")
         if self.capacity_factor <= 0:
             raise ValueError(f"capacity_factor={self.capacity_factor} must be above 0")
         if self.slots < 1:
@@ -115,11 +119,12 @@ class MoE:
     @property
     def looks_around(self) -> bool:
         """Whether what a token gets depends on the other tokens of the batch."""
-        return self.dispatch == "capacity" or self.router in ("sinkhorn", "expert_choice", "soft")
+        return self.dispatch == "capacity" or self.router in ("sinkhorn", "auction", "expert_choice", "soft")
 
     def alone(self) -> "MoE":
         """The same experts, with every token routed for itself."""
-        router: Router = "softmax" if self.router in ("sinkhorn", "expert_choice") else self.router
+        free: dict[Router, Router] = {"sinkhorn": "softmax", "expert_choice": "softmax", "auction": "sigmoid"}
+        router = free.get(self.router, self.router)
         dispatch = "dropless" if self.dispatch == "capacity" else self.dispatch
         return dataclasses.replace(self, router=router, dispatch=dispatch)
 

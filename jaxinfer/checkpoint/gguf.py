@@ -27,7 +27,8 @@ def open_gguf(path: Path) -> tuple[Header, Family, ModelConfig, Tensors]:
     read = family.gguf_config
     assert read is not None  # it was found by its name in GGUF files
     config = configured(lambda: read(fields, tensors), str(path))
-    return header, by_name(config.family), config, tensors  # Mixtral's files say llama
+    family = by_name(config.family)  # Mixtral's files say llama
+    return header, family, config, family.gguf_tensors(config, tensors) if family.gguf_tensors else tensors
 
 
 def _tensor(header: Header, name: str, info: TensorInfo) -> Tensor:

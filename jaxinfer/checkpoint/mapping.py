@@ -90,6 +90,7 @@ class Rule:
     gguf_axes: str | None = None  # layout in GGUF files where it differs
     hf_offset: float = 0.0  # parameter = Hugging Face's tensor + offset
     part: Callable[[ModelConfig], Part] | None = None  # the file's tensor is fused of several, of which this is one
+    gguf_part: Callable[[ModelConfig], Part] | Literal["same"] | None = "same"  # the same in GGUF files
 
     @property
     def per_layer(self) -> bool:
@@ -107,6 +108,7 @@ class Family:
     hf_fields: Callable[[ModelConfig], dict[str, Any]]  # the inverse, for export; without model_type
     gguf_arch: str | None = None  # general.architecture; None: GGUF files of this family are not read
     gguf_config: Callable[[Fields, Tensors], ModelConfig] | None = None  # some settings of GGUF files are tensors
+    gguf_tensors: Callable[[ModelConfig, Tensors], Tensors] | None = None  # GGUF's tensors as the table has them
     ignore: str = "$^"  # regular expression: tensors that a file may hold and this model does not read
     hf_prefixes: tuple[tuple[str, str], ...] = ()  # pairs: how some files begin their names, how the table does
     hf_written: Callable[[ModelConfig, str], str] = lambda cfg, name: name  # names of some models, from the table's
@@ -178,7 +180,8 @@ def slots(family: Family, cfg: ModelConfig, fmt: Format, leaves: set[str]) -> di
         if name is None:
             continue
         axes = rule.gguf_axes if fmt == "gguf" and rule.gguf_axes else rule.axes
-        part = rule.part(cfg) if rule.part else None
+        share = rule.part if fmt == "hf" or rule.gguf_part == "same" else rule.gguf_part
+        part = share(cfg) if share else None
         if not rule.per_layer:
             add(name, Slot(rule.param, None, axes, offset, part))
             continue

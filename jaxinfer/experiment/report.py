@@ -37,8 +37,10 @@ def sentence(config: Experiment, rows: Sequence[Row]) -> str:
     prompts = _plural(len(rows[0]["prompts"]), "prompt") if rows else "prompts"
     source = config.prompts.source if isinstance(config.prompts.source, str) else "of the config"
     dtype = rows[0]["dtype"] if rows else config.model.dtype or "its default type"
+    context = config.model.context
+    longer = f" with {context.factor:g} times its context ({context.kind} positions)" if context else ""
     return (
-        f"{count} on {_plain(config.model.source)} in {dtype}: {prompts} "
+        f"{count} on {_plain(config.model.source)}{longer} in {dtype}: {prompts} "
         f"({_plain(source)}), up to {decoding.max_new_tokens} new tokens each, batch {decoding.batch}, "
         f"median of {_plural(decoding.repeats, 'timed pass', 'timed passes')}."
     )

@@ -15,7 +15,8 @@ from jaxinfer.errors import InputError
 from jaxinfer.experiment import compare, registry, report, results
 from jaxinfer.experiment.merge import Origin
 from jaxinfer.experiment.prompts import Prompt
-from jaxinfer.experiment.schema import DecodingSpec, Experiment, RowSpec
+from jaxinfer.experiment.schema import DecodingSpec, Experiment, ModelSpec, RowSpec
+from jaxinfer.transform import extend_context
 
 
 class Interrupted(KeyboardInterrupt):
@@ -31,10 +32,12 @@ def run(
 ) -> Path:
     """Measure the rows of a config in order, in a new run folder or in `resume`, whose finished rows are kept.
 
-    Returns the folder. After each row the row, table.md and report.html are on disk, so an interruption (raised as
-    Interrupted) costs the row under way and no more. Raises InputError, before anything is written, for a prompt that
-    does not fit the model.
+    `model` is `config.model.source` as it was loaded: its context is extended here if the config says so. Returns the
+    folder. After each row the row, table.md and report.html are on disk, so an interruption (raised as Interrupted)
+    costs the row under way and no more. Raises InputError, before anything is written, for a prompt that does not fit
+    the model, and for a context that cannot be extended.
     """
+    model = extended(model, config.model)
     tokens = encode(model, prompts, config)
     rows = plan(config)
     folder = resume or results.new_run(config)
@@ -60,6 +63,16 @@ def run(
     except KeyboardInterrupt:
         raise Interrupted(folder, len(done), len(rows)) from None
     return folder
+
+
+def extended(model, spec: ModelSpec):
+    """The loaded model with the context that its spec asks for. Raises InputError if it cannot have that."""
+    if spec.context is None:
+        return model
+    try:
+        return extend_context(model, spec.context.kind, spec.context.factor)
+    except InputError as error:
+        raise InputError(f"model.context: {error}") from None
 
 
 def encode(model, prompts: tuple[Prompt, ...], config: Experiment) -> list[list[int]]:

@@ -13,6 +13,7 @@ The classes are plain dataclasses; pydantic validates them and is imported only 
 
 import dataclasses
 import json
+import math
 import re
 import typing
 from collections.abc import Collection
@@ -23,6 +24,7 @@ from typing import Any, Literal, TypeVar
 import jaxinfer
 from jaxinfer.experiment import merge, registry
 from jaxinfer.experiment.merge import Keys, Origin, show
+from jaxinfer.transform.context import KINDS, Kind
 
 Config = TypeVar("Config")
 
@@ -33,15 +35,31 @@ _EXAMPLES = {  # for each required key
     "source": "write a built-in name such as 'smollm2-135m', or a path",
     "rows": "write a list with one entry for each row of the table",
     "method": "write the name of a decode method, such as 'greedy'",
+    "kind": f"write one of {', '.join(KINDS)}",
+    "factor": "write how many times the context grows, such as 4",
 }
 
 
 @dataclass(frozen=True)
+class ContextSpec:
+    """A context `factor` times as long as the model's, with scaled positions: see `transform.extend_context`."""
+
+    kind: Kind
+    factor: float
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+
+@dataclass(frozen=True)
 class ModelSpec:
-    """Which weights: a built-in name, a file, or a folder, as `jaxinfer.load` takes it; dtype null is its default."""
+    """Which weights: a built-in name, a file, or a folder, as `jaxinfer.load` takes it; dtype null is its default.
+
+    `context` stretches what the model reads; null leaves it as it is.
+    """
 
     source: str
     dtype: Literal["float32", "bfloat16"] | None = None
+    context: ContextSpec | None = None
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
@@ -188,6 +206,9 @@ def _check_values(config: Experiment, origin: Origin) -> None:
             raise origin.error(("decoding", key), f"expected a whole number from {low}, got {value}")
     if config.prompts.limit is not None and config.prompts.limit < 1:
         raise origin.error(("prompts", "limit"), f"expected a whole number from 1, or null, got {config.prompts.limit}")
+    context = config.model.context
+    if context and not 1 <= context.factor < math.inf:
+        raise origin.error(("model", "context", "factor"), f"expected a number from 1, got {show(context.factor)}")
     for path, text in ((("model", "source"), config.model.source), (("output",), config.output)):
         if not text.strip():
             raise origin.error(path, "is empty")

@@ -45,7 +45,7 @@ class Experts(nn.Module):
         outputs = moe.experts * (moe.slots if moe.router == "soft" else 1)
         router = linear((outputs, d), ("experts", "embed"), bias=moe.bias, out_dtype=jnp.float32, name="router")
         logits = router(x, layer).reshape(-1, outputs)
-        bias = self._bias("correction", (moe.experts,), ("experts",))[layer] if moe.router == "sigmoid" else None
+        bias = self._bias("correction", (moe.experts,), ("experts",))[layer] if self.moe.router == "sigmoid" else None
 
         ffn = self._ffn(layer)
         flat, alive = x.reshape(-1, d), live.reshape(-1)

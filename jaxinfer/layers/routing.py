@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jaxinfer.config import MoE
 
 SINKHORN_ROUNDS = 8
+AUCTION_STEP = 0.05  # how far above the second best offer a token bids: what a token may lose to the best assignment
+AUCTION_ROUNDS = 1000  # enough for thousands of tokens; whoever is left then takes what is left
 
 
 def route(
@@ -26,6 +28,9 @@ def route(
     elif moe.router == "topk":
         top, experts = jax.lax.top_k(_limited(logits, moe), moe.top_k)
         gates = jax.nn.softmax(top, axis=-1)
+    elif moe.router == "auction":
+        experts = auction(logits, live)[:, None]
+        gates = jnp.take_along_axis(jax.nn.sigmoid(logits), experts, axis=-1)
     else:
         scores = jax.nn.sigmoid(logits) if moe.router == "sigmoid" else jax.nn.softmax(logits, axis=-1)
         choice = sinkhorn(logits, live) if moe.router == "sinkhorn" else scores
@@ -56,8 +61,7 @@ def sinkhorn(logits: jax.Array, live: jax.Array | None = None, rounds: int = SIN
     """A soft assignment in which all experts are wanted equally: float32[N, E], each row sums to 1.
 
     S-BASE (Clark et al. 2022, "Unified Scaling Laws for Routed Language Models", section 3.1). Rows and columns of
-    exp(logits) are normalized in turn (Sinkhorn and Knopp 1967). BASE (Lewis et al. 2021) solves the same balanced
-    assignment by auction.
+    exp(logits) are normalized in turn (Sinkhorn and Knopp 1967). `auction` solves the hard assignment.
     """
     n, n_experts = logits.shape
     alive = jnp.ones(n, bool) if live is None else live
@@ -69,6 +73,63 @@ def sinkhorn(logits: jax.Array, live: jax.Array | None = None, rounds: int = SIN
         return jnp.where(alive[:, None], plan - jax.nn.logsumexp(plan, axis=1, keepdims=True), -jnp.inf)
 
     return jnp.exp(jax.lax.fori_loop(0, rounds, once, plan))
+
+
+def auction(
+    logits: jax.Array, live: jax.Array | None = None, step: float = AUCTION_STEP, rounds: int = AUCTION_ROUNDS
+) -> jax.Array:
+    """The balanced assignment with the largest sum of logits: the expert i32[N] of each token; of padding, its best.
+
+    BASE layers (Lewis et al. 2021, section 2.3), solved by the auction algorithm (Bertsekas 1992) with the objects of a
+    kind alike (Bertsekas and Castanon 1989). A token without a place bids for one of the expert that is worth most to
+    it, logit less price, as much as it is worth beyond the second best, and `step`. An expert keeps its highest bids;
+    its price is the lowest of them. Within N * step of the best sum, unless `rounds` of bids are not enough.
+    """
+    n, n_experts = logits.shape
+    alive = jnp.ones(n, bool) if live is None else live
+    logits = logits.astype(jnp.float32)
+    best = jnp.argmax(logits, axis=-1)
+    room = _places(best, alive, n_experts)
+    nowhere = n_experts
+
+    def bid(state):
+        expert, offer, price, round = state
+        value = jnp.where(room > 0, logits - price, -jnp.inf)
+        wanted = jnp.argmax(value, axis=-1)
+        first = jnp.max(value, axis=-1)
+        second = jnp.max(jnp.where(wanted[:, None] == jnp.arange(n_experts), -jnp.inf, value), axis=-1)
+        ahead = jnp.where(jnp.isfinite(second), first - second, 0.0)  # nobody to compete with: the step alone
+        bids = alive & (expert == nowhere)
+        expert = jnp.where(bids, wanted, expert)
+        offer = jnp.where(bids, price[wanted] + ahead + step, offer)
+        kept = _rank(expert, offer, n_experts) < jnp.append(room, 0)[expert]
+        full = jnp.bincount(jnp.where(kept, expert, nowhere), length=n_experts + 1)[:-1] >= room
+        lowest = jax.ops.segment_min(jnp.where(kept, offer, jnp.inf), expert, n_experts + 1)[:-1]
+        return jnp.where(kept, expert, nowhere), offer, jnp.where(full, lowest, 0.0), round + 1
+
+    def bidding(state):
+        return (state[3] < rounds) & jnp.any(alive & (state[0] == nowhere))
+
+    start = jnp.full(n, nowhere), jnp.zeros(n), jnp.zeros(n_experts), jnp.int32(0)
+    expert, *_ = jax.lax.while_loop(bidding, bid, start)
+    homeless = alive & (expert == nowhere)
+    taken = jnp.bincount(expert, length=n_experts + 1)[:-1]
+    left = jnp.searchsorted(jnp.cumsum(room - taken), jnp.cumsum(homeless) - 1, side="right")
+    return jnp.where(homeless, left, jnp.where(alive, expert, best)).astype(jnp.int32)
+
+
+def _places(best: jax.Array, alive: jax.Array, n_experts: int) -> jax.Array:
+    """i32[E]: equal shares of the tokens. What does not divide goes to the experts that most tokens like best."""
+    share, rest = jnp.divmod(jnp.sum(alive), n_experts)
+    liked = jnp.bincount(jnp.where(alive, best, n_experts), length=n_experts + 1)[:-1]
+    return share + (jnp.argsort(jnp.argsort(-liked)) < rest)
+
+
+def _rank(expert: jax.Array, offer: jax.Array, n_experts: int) -> jax.Array:
+    """i32[N]: how many tokens of the same expert offer more; of equal offers the first counts as more."""
+    order = jnp.lexsort((-offer, expert))
+    begins = jnp.searchsorted(expert[order], jnp.arange(n_experts + 1))
+    return jnp.zeros_like(order).at[order].set(jnp.arange(len(order)) - begins[expert[order]])
 
 
 def hashed(tokens: jax.Array, n_experts: int, top_k: int) -> jax.Array:

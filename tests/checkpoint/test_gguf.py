@@ -137,6 +137,19 @@ def test_linear_scaling(file):
     assert load_checkpoint(file).config.kinds[0].rope.scaling == RopeScaling("linear", 4.0)
 
 
+def test_yarn(file):
+    """What the metadata leaves out: 32 and 1 turns, the context, and a growth of 0.1 ln(factor) + 1."""
+    metadata = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
+    (kind,) = load_checkpoint(write_gguf(file, metadata=metadata)).config.kinds
+    growth = 0.1 * np.log(4) + 1
+    assert kind.rope.scaling == RopeScaling("yarn", 4.0, original_max_positions=128, magnitude=growth)
+    metadata |= {"rope.scaling.original_context_length": 32, "rope.scaling.attn_factor": 1.5}
+    metadata |= {"rope.scaling.yarn_beta_fast": 12.0, "rope.scaling.yarn_beta_slow": 2.0}
+    (kind,) = load_checkpoint(write_gguf(file, metadata=metadata)).config.kinds
+    said = dict(original_max_positions=32, beta_fast=12.0, beta_slow=2.0, magnitude=growth * 1.5)
+    assert kind.rope.scaling == RopeScaling("yarn", 4.0, **said)
+
+
 def test_a_file_cut_anywhere(file):
     whole = write_gguf(file).read_bytes()
     header_end = min(info.start for info in read_header(file).tensors.values())
@@ -184,7 +197,8 @@ def test_not_gguf(file, content, message):
         ({"attention.head_count_kv": [2, 1]}, r"field 'llama.attention.head_count_kv' must be a whole number"),
         ({"attention.head_count_kv": 3}, r"tiny.gguf: n_heads=4 must be a multiple of n_kv_heads=3"),
         ({"expert_count": 8}, r"field 'llama.expert_used_count' is missing, and this model family needs it"),
-        ({"rope.scaling.type": "yarn"}, r"rope.scaling.type='yarn' is not supported; supported: none, linear"),
+        ({"rope.scaling.type": "su"}, r"rope.scaling.type='su' is not supported; supported: none, linear, yarn"),
+        ({"rope.scaling.type": "yarn"}, r"field 'llama.rope.scaling.factor' is missing"),
         ({"block_count": 3}, r"tensor 'blk.2.attn_norm.weight' of shape \(256,\) is missing \(and 8 more\)"),
         ({"block_count": 1}, r"tensor 'blk.1.attn_norm.weight' \(and 8 more\) has no place in this llama model"),
         ({"feed_forward_length": 500}, r"'blk.0.ffn_gate.weight' has shape \(512, 256\), expected \(500, 256\)"),

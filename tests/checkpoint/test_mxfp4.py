@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from gguf_convert import write_file
 from safetensors.numpy import load_file, save_file
 
 from jaxinfer.checkpoint import load_checkpoint
@@ -63,6 +64,26 @@ def test_experts_are_unpacked_as_transformers_does(folder):
             else:
                 np.testing.assert_array_equal(leaves[f"{layer}/gate"][0], whole[:, :, 0::2].swapaxes(1, 2))
                 np.testing.assert_array_equal(leaves[f"{layer}/up"][0], whole[:, :, 1::2].swapaxes(1, 2))
+
+
+def test_a_gguf_file_holds_the_same_blocks(folder, tmp_path):
+    pytest.importorskip("gguf")
+    path, tensors = folder
+    packed, plain = [], {}
+    for name, x in tensors.items():
+        stem = name.removesuffix("_blocks")
+        if stem != name:
+            packed.append((stem, x, tensors[f"{stem}_scales"]))
+        elif not name.endswith("_scales"):
+            plain[name] = x
+    config = json.loads((path / "config.json").read_text())
+    file = write_file(tmp_path / "model.gguf", "gpt-oss", config, plain, mxfp4=packed)
+    ours, expected = (load_checkpoint(source) for source in (file, path))
+    assert ours.config == expected.config.replace(norm_eps=ours.config.norm_eps)
+    leaves, wanted = flatten(ours.params), flatten(expected.params)
+    assert leaves.keys() == wanted.keys()
+    for name, leaf in leaves.items():
+        np.testing.assert_array_equal(leaf, wanted[name], err_msg=name)
 
 
 def test_other_packings_are_refused(folder):

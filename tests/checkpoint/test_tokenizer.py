@@ -183,11 +183,16 @@ def test_byte_level_bos_follows_the_flag(file):
 
 @pytest.mark.parametrize("pre", PRE_TOKENIZERS)
 def test_pre_tokenizers_cut_as_llama_cpp_does(file, pre):
-    """SmolLM2's own file with another pre-tokenizer in its metadata, read by both."""
+    """The head of SmolLM2's vocabulary, and numbers, with another pre-tokenizer in the metadata, read by both."""
     header = read_header(builtin_path("smollm2-135m"))
-    keys = ["tokens", "token_type", "merges", "bos_token_id", "eos_token_id", "add_bos_token", "model"]
-    values = {key: header.metadata[f"tokenizer.ggml.{key}"] for key in keys}
-    values |= {key: header.array(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type", "merges")}
+    values = {key: header.metadata[f"tokenizer.ggml.{key}"] for key in ("bos_token_id", "eos_token_id", "model")}
+    tokens = header.array("tokenizer.ggml.tokens")[:8000]
+    kept = set(tokens)
+    merges = [pair for pair in header.array("tokenizer.ggml.merges") if pair.replace(" ", "") in kept]
+    numbers = ["1 2", "12 3", "123 4", "0 1", "01 2", "012 3", "1 0", "3 1", "31 2", "2 2", "Ġ 1", "Ġ1 2"]
+    tokens += [pair.replace(" ", "") for pair in numbers]
+    values |= {"tokens": tokens, "merges": merges + numbers, "token_type": [3] * 17 + [1] * (len(tokens) - 17)}
+    values["add_bos_token"] = False
     write_gguf(file, tokenizer=values | {"pre": pre}, metadata={"vocab_size": len(values["tokens"])}, tensors={})
     ours = tokenizer_from_gguf(read_header(file))
     with llama_cpp(file) as theirs:

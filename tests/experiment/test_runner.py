@@ -2,11 +2,14 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from fakes import FakeModel
 from rich.console import Console
 
+from jaxinfer import LayerKind, ModelConfig, Segment
 from jaxinfer.errors import InputError
 from jaxinfer.experiment import Interrupted, compare, load_prompts, results, run, runner
+from jaxinfer.transform import extend_context
 
 
 def run_(config, model, resume=None):
@@ -127,6 +130,18 @@ def test_a_torn_last_line_is_measured_again(make):
     assert [json.loads(line)["name"] for line in path.read_text().splitlines()] == ["greedy", "sampling", "lookup <8>"]
 
 
+def test_a_longer_context_has_room_for_longer_prompts(make):
+    short = FakeModel(config=ModelConfig("llama", 97, 48, 80, 6, 2, 16, (Segment((LayerKind(),), 2),), 12))
+    with pytest.raises(InputError, match="this model takes at most 8"):
+        run_(make(), short)
+    folder = run_(make("model.context={kind: yarn, factor: 2}"), short)
+    assert len(results.read_rows(folder)) == 3
+    assert "with 2 times its context (yarn positions)" in (folder / "table.md").read_text()
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["context"] == {"kind": "yarn", "factor": 2.0}
+    longer = runner.extended(short, make("model.context={kind: yarn, factor: 2}").model)
+    assert longer.config == extend_context(short, "yarn", 2.0).config != short.config
+
+
 @pytest.mark.parametrize(
     ("model", "overrides", "expected"),
     [
@@ -140,6 +155,11 @@ def test_a_torn_last_line_is_measured_again(make):
             FakeModel(config=SimpleNamespace(max_positions=12)),
             (),
             "prompts: prompt 1 has 11 tokens; with decoding.max_new_tokens=4 this model takes at most 8",
+        ),
+        (
+            FakeModel(config=ModelConfig("gpt2", 9, 8, 8, 2, 2, 4, (Segment((LayerKind(rope=None),), 1),), 64)),
+            ("model.context={kind: yarn, factor: 4}",),
+            "model.context: fake has no rotary positions to scale",
         ),
     ],
 )

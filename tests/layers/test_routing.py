@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import optimize
 
 from jaxinfer.config import MoE
 from jaxinfer.layers import dispatch, routing
 
 D, F = 24, 40
+AUCTION = jax.jit(routing.auction)
+ALL = jnp.ones(96, bool)
 
 
 class Case:
@@ -149,6 +152,44 @@ def test_sinkhorn_evens_out_what_softmax_does_not():
     np.testing.assert_allclose(
         routing.sinkhorn(case.logits, live)[:250], routing.sinkhorn(case.logits[:250]), rtol=1e-4, atol=1e-6
     )
+
+
+@pytest.mark.parametrize(("n", "experts", "skew"), [(96, 6, 0.0), (96, 6, 2.0), (101, 7, 1.0), (5, 8, 1.0)])
+@pytest.mark.parametrize("step", [0.1, 0.001])
+def test_an_auction_is_the_best_balanced_assignment(n, experts, skew, step):
+    """Against an exact solver, with an expert as many columns as it has places."""
+    case = Case(n, experts, 1, skew=skew)
+    chosen = np.asarray(AUCTION(case.logits, jnp.ones(n, bool), step, 1000))
+    load = np.bincount(chosen, minlength=experts)
+    assert sorted(load) == sorted(len(x) for x in np.array_split(np.arange(n), experts))
+    logits = np.asarray(case.logits, np.float64)
+    columns = np.repeat(np.arange(experts), load)
+    best = logits[:, columns][optimize.linear_sum_assignment(logits[:, columns], maximize=True)].sum()
+    found = logits[np.arange(n), chosen].sum()
+    assert best - n * step - 1e-3 <= found <= best + 1e-3
+
+
+def test_an_auction_leaves_padding_out_and_ends():
+    case, live = Case(96, 6, 1, skew=1.0), jnp.arange(96) % 4 != 1
+    chosen = np.asarray(AUCTION(case.logits, live, 0.1, 1000))[np.asarray(live)]
+    assert (np.bincount(chosen, minlength=6) == 12).all()
+    moved = jnp.where(live[:, None], case.logits, case.logits[::-1] + 3)
+    np.testing.assert_array_equal(AUCTION(moved, live, 0.1, 1000)[live], chosen)
+    alike = jnp.zeros((96, 6))  # every offer is as good as any other
+    for rounds in (0, 2, 1000):  # what the bids leave open is filled all the same
+        assert (np.bincount(AUCTION(alike, ALL, 0.1, rounds), minlength=6) == 16).all()
+
+
+def test_auction_gates_are_sigmoids_and_a_token_alone_takes_its_best():
+    case = Case(96, 6, 1, skew=1.0, router="auction")
+    np.testing.assert_array_equal(case.chosen[:, 0], AUCTION(case.logits, ALL, routing.AUCTION_STEP, 1000))
+    of_chosen = np.take_along_axis(np.asarray(case.logits), np.asarray(case.chosen), axis=1)
+    np.testing.assert_allclose(case.gates, 1 / (1 + np.exp(-of_chosen)), rtol=1e-5)
+    gates, experts = routing.route(case.logits, case.moe.alone())
+    np.testing.assert_array_equal(experts[:, 0], case.logits.argmax(axis=1))
+    np.testing.assert_allclose(gates[:, 0], 1 / (1 + np.exp(-case.logits.max(axis=1))), rtol=1e-5)
+    with pytest.raises(ValueError, match="top_k=2 must be 1"):
+        MoE(8, 2, F, router="auction")
 
 
 @pytest.mark.parametrize(("experts", "top_k"), [(8, 1), (8, 2), (5, 3), (1, 1)])

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from jaxinfer.checkpoint.families.fused import MLP_AXES, grouped, named, qkv, with_biases
+from jaxinfer.checkpoint.families.common import gguf_decoder, gguf_layer_norm, without_rope
+from jaxinfer.checkpoint.families.fused import MLP_AXES, grouped, named, qkv, whole_model, with_biases
 from jaxinfer.checkpoint.fields import Fields
-from jaxinfer.checkpoint.mapping import Family, Rule
+from jaxinfer.checkpoint.mapping import Family, Rule, Tensors
 from jaxinfer.config import LayerKind, ModelConfig, Segment
 
 _LAYERS = {
@@ -14,11 +15,25 @@ _LAYERS = {
     "mlp/up/kernel": "mlp.dense_h_to_4h",
     "mlp/down/kernel": "mlp.dense_4h_to_h",
 }
+_EMBED_NORM = "transformer.word_embeddings_layernorm"
 
 
 def _either(fields: Fields, *names: str) -> int:
     """The first of several names for a field that the file has."""
     return fields.integer(next((name for name in names if fields.get(name, None) is not None), names[0]))
+
+
+_BLOCK: dict[str, Any] = dict(
+    norm="layer",
+    norm_bias=True,
+    activation="gelu_tanh",
+    gated=False,
+    attention_bias=True,
+    output_bias=True,
+    mlp_bias=True,
+    embed_norm=True,
+    alibi=1.0,
+)
 
 
 def _from_hf(fields: Fields) -> ModelConfig:
@@ -34,18 +49,14 @@ def _from_hf(fields: Fields) -> ModelConfig:
         head_dim=d_model // n_heads,
         segments=(Segment((LayerKind("global", None),), _either(fields, "n_layer", "num_hidden_layers")),),
         max_positions=fields.integer("seq_length", 2048),
-        norm="layer",
-        norm_bias=True,
         norm_eps=fields.number("layer_norm_epsilon", 1e-5),
-        activation="gelu_tanh",
-        gated=False,
-        attention_bias=True,
-        output_bias=True,
-        mlp_bias=True,
-        embed_norm=True,
-        alibi=1.0,
+        **_BLOCK,
         tie_embeddings=fields.flag("tie_word_embeddings", True),
     )
+
+
+def _from_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
+    return gguf_decoder(fields, tensors, "bloom", norm_eps=gguf_layer_norm(fields), kinds=without_rope, **_BLOCK)
 
 
 def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
@@ -63,18 +74,17 @@ def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
 BLOOM = Family(
     name="bloom",
     rules=(
-        Rule("embed/embedding", "transformer.word_embeddings.weight", None, "v d -> v d"),
-        Rule("embed/norm/scale", "transformer.word_embeddings_layernorm.weight", None, "d -> d"),
-        Rule("embed/norm/bias", "transformer.word_embeddings_layernorm.bias", None, "d -> d"),
-        Rule("head/kernel", "lm_head.weight", None, "v d -> v d"),
-        Rule("final_norm/scale", "transformer.ln_f.weight", None, "d -> d"),
-        Rule("final_norm/bias", "transformer.ln_f.bias", None, "d -> d"),
+        *whole_model("transformer.word_embeddings", "lm_head", "transformer.ln_f"),
+        Rule("embed/norm/scale", f"{_EMBED_NORM}.weight", "token_embd_norm.weight", "d -> d"),
+        Rule("embed/norm/bias", f"{_EMBED_NORM}.bias", "token_embd_norm.bias", "d -> d"),
         *qkv("transformer.h.{n}.self_attention.query_key_value", grouped),
         *named("transformer.h", with_biases(_LAYERS), MLP_AXES),
     ),
     hf_types=("bloom",),
     hf_config=_from_hf,
     hf_fields=_hf_fields,
+    gguf_arch="bloom",
+    gguf_config=_from_gguf,
     ignore=r"lm_head\.weight",
     hf_prefixes=(
         ("word_embeddings", "transformer.word_embeddings"),

@@ -1,5 +1,6 @@
 """Rows of the tables and pieces of the configuration readers that families share."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from jaxinfer.checkpoint.families.rope import gguf_rope, rope_fields, rope_of
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Rule, Tensors
-from jaxinfer.config import Activation, LayerKind, ModelConfig, MoE, Segment, segments_of
+from jaxinfer.config import Activation, LayerKind, ModelConfig, MoE, Rope, Segment, segments_of
 from jaxinfer.errors import InputError
 
 
@@ -179,10 +180,14 @@ def gguf_decoder(fields: Fields, tensors: Tensors, family: str, **settings) -> M
     """What the metadata of GGUF files of the Llama lineage have in common. `settings` are ModelConfig's and come first.
 
     `kinds` is given the file's RoPE and the number of layers, and gives their kinds; without it, all are alike.
+    `partial`: `rope.dimension_count` says what part of a head turns.
     """
     d_model, n_heads = fields.integer("embedding_length"), fields.integer("attention.head_count")
     width = head_dim(fields, "attention.key_length", d_model, n_heads)
     rope = gguf_rope(fields, tensors, fields.number("rope.freq_base", 10_000.0), width)
+    if settings.pop("partial", False):
+        turning = fields.integer("rope.dimension_count", width)
+        rope = dataclasses.replace(rope, width=None if turning == width else turning)
     kinds = settings.pop("kinds", lambda rope, n: [LayerKind("global", rope)] * n)
     given: dict[str, Any] = dict(
         vocab_size=gguf_vocab_size(fields, tensors),
@@ -193,10 +198,20 @@ def gguf_decoder(fields: Fields, tensors: Tensors, family: str, **settings) -> M
         head_dim=width,
         segments=shortest_segments(kinds(rope, fields.integer("block_count"))),
         max_positions=fields.integer("context_length"),
-        norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
+        norm_eps=settings.pop("norm_eps", None) or fields.number("attention.layer_norm_rms_epsilon"),
         tie_embeddings="output.weight" not in tensors,
     )
     return ModelConfig(family=family, **(given | settings))
+
+
+def gguf_layer_norm(fields: Fields) -> float:
+    """`norm_eps` of a family whose norms are layer norms."""
+    return fields.number("attention.layer_norm_epsilon")
+
+
+def without_rope(rope: Rope, n_layers: int) -> list[LayerKind]:
+    """The kinds of the layers of a family whose positions are not rotary."""
+    return [LayerKind("global", None)] * n_layers
 
 
 def windowed(fields: Fields, types: list[str] | None, n_layers: int, moe: MoE | None = None) -> list[LayerKind]:

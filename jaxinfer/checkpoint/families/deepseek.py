@@ -1,7 +1,11 @@
 """DeepSeek-V2 and V3: latent attention, many small experts in groups, experts that all tokens share."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from jaxinfer.checkpoint.families.common import (
     EMBED,
@@ -9,14 +13,15 @@ from jaxinfer.checkpoint.families.common import (
     NORMS,
     VALUE_AND_OUTPUT,
     decoder_fields,
+    gguf_decoder,
     hf_decoder,
     layer,
 )
 from jaxinfer.checkpoint.families.moe import experts, shared_experts
-from jaxinfer.checkpoint.families.rope import rope_of
+from jaxinfer.checkpoint.families.rope import rope_of, yarn_growth
 from jaxinfer.checkpoint.fields import Fields
-from jaxinfer.checkpoint.mapping import Family, Part, Rule
-from jaxinfer.config import MLA, LayerKind, ModelConfig, MoE
+from jaxinfer.checkpoint.mapping import Family, Part, Rule, Tensor, Tensors
+from jaxinfer.config import MLA, LayerKind, ModelConfig, MoE, Rope
 from jaxinfer.errors import InputError
 
 
@@ -56,7 +61,7 @@ def _growth(fields: Fields) -> float:
     scaling = fields.group("rope_parameters") or fields.group("rope_scaling")
     weight = scaling.number("mscale_all_dim", 0.0) if scaling else 0.0
     factor = scaling.number("factor", 1.0) if scaling else 1.0
-    return 0.1 * weight * math.log(factor) + 1.0 if weight and factor > 1 else 1.0
+    return yarn_growth(factor, weight)
 
 
 def _mixture(fields: Fields, **settings: Any) -> MoE:
@@ -94,6 +99,83 @@ def _v3(fields: Fields) -> ModelConfig:
     )
     interleaved = fields.flag("rope_interleave", True)
     return _decoder(fields, "deepseek_v3", moe, int(fields.number("first_k_dense_replace", 3)), interleaved)
+
+
+def _from_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
+    """V2 and V3 share an architecture in GGUF files: V3's experts have sigmoids (`expert_gating_func` 2)."""
+    n_heads, rope_dim = fields.integer("attention.head_count"), fields.integer("rope.dimension_count")
+    # Files of the current layout describe the latent attention as one head, and what it stands for beside it.
+    key = fields.integer("attention.key_length_mla", fields.integer("attention.key_length"))
+    mla = MLA(
+        kv_rank=fields.integer("attention.kv_lora_rank"),
+        nope_dim=key - rope_dim,
+        rope_dim=rope_dim,
+        v_dim=fields.integer("attention.value_length_mla", fields.integer("attention.value_length")),
+        q_rank=fields.integer("attention.q_lora_rank", None),
+    )
+    moe, first = _gguf_mixture(fields), int(fields.number("leading_dense_block_count", 0))
+    # The converter multiplies mscale_all_dim by 0.1, and llama.cpp divides by it for this architecture alone.
+    all_dims = 10 * fields.number("rope.scaling.yarn_log_multiplier", 0.0)
+
+    def kinds(rope: Rope, n: int) -> list[LayerKind]:
+        scaling = replace(rope.scaling, magnitude=1.0) if rope.scaling and all_dims else rope.scaling
+        rope = replace(rope, scaling=scaling, width=rope_dim, interleaved=True)
+        plain, sparse = LayerKind("dense", rope), LayerKind("sparse", rope, moe=moe)
+        return [plain if i < first else sparse for i in range(n)]
+
+    return gguf_decoder(
+        fields,
+        tensors,
+        "deepseek_v2" if moe.router == "softmax" else "deepseek_v3",
+        kinds=kinds,
+        mla=mla,
+        head_dim=key,
+        n_kv_heads=n_heads,
+        query_scale=key**-0.5 * yarn_growth(fields.number("rope.scaling.factor", 1.0), all_dims) ** 2,
+    )
+
+
+def _gguf_mixture(fields: Fields) -> MoE:
+    gating = fields.integer("expert_gating_func", 1)
+    if gating not in (1, 2):
+        raise InputError(f"{fields.file}: expert_gating_func={gating} must be 1 (softmax) or 2 (sigmoid)")
+    n_groups, d_ff = fields.integer("expert_group_count", 1), fields.integer("expert_feed_forward_length")
+    return MoE(
+        experts=fields.integer("expert_count"),
+        top_k=fields.integer("expert_used_count"),
+        d_ff=d_ff,
+        router="softmax" if gating == 1 else "sigmoid",
+        normalize=fields.flag("expert_weights_norm", False),
+        scale=fields.number("expert_weights_scale", 1.0),
+        groups=n_groups if n_groups > 1 else None,
+        top_groups=fields.integer("expert_group_used_count") if n_groups > 1 else 1,
+        shared_d_ff=d_ff * fields.integer("expert_shared_count", 1),
+    )
+
+
+def _from_gguf_tensors(cfg: ModelConfig, tensors: Tensors) -> Tensors:
+    """Older files hold keys and values of the latent in one tensor, as Hugging Face's do: the two that are in newer."""
+    found = {}
+    for name, x in tensors.items():
+        stem, _, old = name.partition("attn_kv_b.")
+        if not old:
+            found[name] = x
+            continue
+        k, v = (_expanded(start)(cfg).share(x) for start in (True, False))
+        found[f"{stem}attn_k_b.{old}"] = _by_heads(k, cfg.n_heads, (0, 2, 1))
+        found[f"{stem}attn_v_b.{old}"] = _by_heads(v, cfg.n_heads, (0, 1, 2))
+    return found
+
+
+def _by_heads(matrix: Tensor, n_heads: int, axes: tuple[int, int, int]) -> Tensor:
+    """A tensor (n h) r as n h r, its axes reordered; the heads stay first."""
+    width, rank = matrix.shape[0] // n_heads, matrix.shape[1]
+    shape = (n_heads, width, rank)
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        return matrix.rows(start * width, stop * width).reshape(-1, width, rank).transpose(axes)
+
+    return Tensor((n_heads, shape[axes[1]], shape[axes[2]]), rows)
 
 
 def _fields(cfg: ModelConfig) -> dict[str, Any]:
@@ -156,47 +238,58 @@ def _two(first: int, second: int, start: bool, groups: int = 1) -> Part:
     return Part(0, first // unit, total, groups) if start else Part(first // unit, second // unit, total, groups)
 
 
-_BIASES = (
-    ("kv_down", "kv_a_proj_with_mqa", "r -> r", _compressed(True)),
-    (
-        "k_rope",
-        "kv_a_proj_with_mqa",
-        "one h -> (one h)",
-        _compressed(False),
-    ),
-)
+def _up(which: str, gguf_axes: str, part: Callable[[ModelConfig], Part]) -> Rule:
+    """What makes keys or values of the latent: one tensor in Hugging Face's files, two in GGUF files."""
+    names = "self_attn.kv_b_proj", f"attn_{which}_b"
+    return layer(f"attention/{which}_up", *names, "n h r -> (n h) r", gguf_axes=gguf_axes, part=part, gguf_part=None)
 
-_KV_DOWN = "model.layers.{n}.self_attn.kv_a_proj_with_mqa"
+
+_KV_DOWN = "self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa"
+_KV_BIAS = f"model.layers.{{n}}.{_KV_DOWN[0]}.bias"
 
 _RULES = (
     *EMBED,
     *NORMS,
-    layer("attention/q/kernel", "self_attn.q_proj", None, "n h d -> (n h) d"),
-    layer("attention/q_down/kernel", "self_attn.q_a_proj", None, "r d -> r d"),
+    layer("attention/q/kernel", "self_attn.q_proj", "attn_q", "n h d -> (n h) d"),
+    layer("attention/q_down/kernel", "self_attn.q_a_proj", "attn_q_a", "r d -> r d"),
     Rule("attention/q_down/bias", "model.layers.{n}.self_attn.q_a_proj.bias", None, "r -> r"),
-    layer("attention/q_norm/scale", "self_attn.q_a_layernorm", None, "r -> r"),
-    layer("attention/q_up/kernel", "self_attn.q_b_proj", None, "n h r -> (n h) r"),
-    Rule("attention/kv_down/kernel", f"{_KV_DOWN}.weight", None, "r d -> r d", part=_compressed(True)),
-    Rule("attention/k_rope/kernel", f"{_KV_DOWN}.weight", None, "one h d -> (one h) d", part=_compressed(False)),
-    Rule("attention/kv_down/bias", f"{_KV_DOWN}.bias", None, "r -> r", part=_compressed(True)),
-    Rule("attention/k_rope/bias", f"{_KV_DOWN}.bias", None, "one h -> (one h)", part=_compressed(False)),
-    layer("attention/kv_norm/scale", "self_attn.kv_a_layernorm", None, "r -> r"),
-    layer("attention/k_up", "self_attn.kv_b_proj", None, "n h r -> (n h) r", part=_expanded(True)),
-    layer("attention/v_up", "self_attn.kv_b_proj", None, "n h r -> (n h) r", part=_expanded(False)),
+    layer("attention/q_norm/scale", "self_attn.q_a_layernorm", "attn_q_a_norm", "r -> r"),
+    layer("attention/q_up/kernel", "self_attn.q_b_proj", "attn_q_b", "n h r -> (n h) r"),
+    layer("attention/kv_down/kernel", *_KV_DOWN, "r d -> r d", part=_compressed(True)),
+    layer("attention/k_rope/kernel", *_KV_DOWN, "one h d -> (one h) d", part=_compressed(False)),
+    Rule("attention/kv_down/bias", _KV_BIAS, None, "r -> r", part=_compressed(True)),
+    Rule("attention/k_rope/bias", _KV_BIAS, None, "one h -> (one h)", part=_compressed(False)),
+    layer("attention/kv_norm/scale", "self_attn.kv_a_layernorm", "attn_kv_a_norm", "r -> r"),
+    _up("k", "n h r -> n r h", _expanded(True)),
+    _up("v", "n h r -> n h r", _expanded(False)),
     VALUE_AND_OUTPUT[1],
     Rule("attention/o/bias", "model.layers.{n}.self_attn.o_proj.bias", None, "d -> d"),
     *GATED_MLP,
     *experts("mlp", "gate_proj", "up_proj", "down_proj"),
     *shared_experts("mlp.shared_experts"),
-    Rule("moe/correction", "model.layers.{n}.mlp.gate.e_score_correction_bias", None, "e -> e"),
+    Rule("moe/correction", "model.layers.{n}.mlp.gate.e_score_correction_bias", "blk.{n}.exp_probs_b.bias", "e -> e"),
 )
 
 # V3's files hold a 62nd layer, which predicts a second token.
 _IGNORE = r"lm_head\.weight|model\.layers\.61\..*|.*\.rotary_emb\.inv_freq"
 
 DEEPSEEK_V2 = Family(
-    name="deepseek_v2", rules=_RULES, hf_types=("deepseek_v2",), hf_config=_v2, hf_fields=_fields, ignore=_IGNORE
+    name="deepseek_v2",
+    rules=_RULES,
+    hf_types=("deepseek_v2",),
+    hf_config=_v2,
+    hf_fields=_fields,
+    gguf_arch="deepseek2",
+    gguf_config=_from_gguf,
+    gguf_tensors=_from_gguf_tensors,
+    ignore=_IGNORE,
 )
 DEEPSEEK_V3 = Family(
-    name="deepseek_v3", rules=_RULES, hf_types=("deepseek_v3",), hf_config=_v3, hf_fields=_fields, ignore=_IGNORE
+    name="deepseek_v3",
+    rules=_RULES,
+    hf_types=("deepseek_v3",),
+    hf_config=_v3,
+    hf_fields=_fields,
+    gguf_tensors=_from_gguf_tensors,
+    ignore=_IGNORE,
 )

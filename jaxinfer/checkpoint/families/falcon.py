@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from jaxinfer.checkpoint.families.common import HF_ACTIVATIONS, activation
-from jaxinfer.checkpoint.families.fused import MLP_AXES, grouped, named, qkv, with_biases
+from jaxinfer.checkpoint.families.common import HF_ACTIVATIONS, activation, gguf_decoder, gguf_layer_norm
+from jaxinfer.checkpoint.families.fused import MLP_AXES, grouped, named, qkv, whole_model, with_biases
 from jaxinfer.checkpoint.families.rope import rope_fields, rope_of
 from jaxinfer.checkpoint.fields import Fields
-from jaxinfer.checkpoint.mapping import Family, Rule
+from jaxinfer.checkpoint.mapping import Family, Tensors
 from jaxinfer.config import LayerKind, ModelConfig, Rope, Segment
 
 _LAYERS = {
@@ -52,6 +52,32 @@ def _from_hf(fields: Fields) -> ModelConfig:
     )
 
 
+def _from_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
+    """GGUF files hold no Falcon RW: nothing has biases, and attention is beside the MLP."""
+    return gguf_decoder(
+        fields,
+        tensors,
+        "falcon",
+        norm="layer",
+        norm_bias=True,
+        norm_eps=gguf_layer_norm(fields),
+        activation="gelu",
+        gated=False,
+        parallel=True,
+        shared_norm=f"blk.0.{_SECOND_NORM}.weight" not in tensors,
+    )
+
+
+_SECOND_NORM = "attn_norm_2"  # where it is there, it is that of attention, and attn_norm that of the MLP
+
+
+def _from_gguf_names(cfg: ModelConfig, tensors: Tensors) -> Tensors:
+    if cfg.shared_norm:
+        return tensors
+    of_mlp = {name.replace(".attn_norm.", ".ffn_norm."): x for name, x in tensors.items()}
+    return {name.replace(f".{_SECOND_NORM}.", ".attn_norm."): x for name, x in of_mlp.items()}
+
+
 def _is_new(cfg: ModelConfig) -> bool:
     """Whether this is the architecture of the 40B model: groups of queries, or two norms side by side."""
     return cfg.n_kv_heads not in (1, cfg.n_heads) or (cfg.parallel and not cfg.shared_norm)
@@ -89,16 +115,16 @@ def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
 FALCON = Family(
     name="falcon",
     rules=(
-        Rule("embed/embedding", "transformer.word_embeddings.weight", None, "v d -> v d"),
-        Rule("head/kernel", "lm_head.weight", None, "v d -> v d"),
-        Rule("final_norm/scale", "transformer.ln_f.weight", None, "d -> d"),
-        Rule("final_norm/bias", "transformer.ln_f.bias", None, "d -> d"),
+        *whole_model("transformer.word_embeddings", "lm_head", "transformer.ln_f"),
         *qkv("transformer.h.{n}.self_attention.query_key_value", grouped),
         *named("transformer.h", with_biases(_LAYERS), MLP_AXES),
     ),
     hf_types=("falcon", "RefinedWeb", "RefinedWebModel"),
     hf_config=_from_hf,
     hf_fields=_hf_fields,
+    gguf_arch="falcon",
+    gguf_config=_from_gguf,
+    gguf_tensors=_from_gguf_names,
     ignore=r"lm_head\.weight",
     hf_written=_written,
     hf_renames=((r"\.ln_attn\.", ".input_layernorm."), (r"\.ln_mlp\.", ".post_attention_layernorm.")),

@@ -28,22 +28,41 @@ def in_turn(which: str, axis: int = 0) -> Callable[[ModelConfig], Part]:
     return part
 
 
+def whole_model(embed: str, head: str, norm: str) -> tuple[Rule, ...]:
+    """Rows for what is in no layer: the names in Hugging Face files of embedding, head and final norm."""
+    return (
+        Rule("embed/embedding", f"{embed}.weight", "token_embd.weight", "v d -> v d"),
+        Rule("head/kernel", f"{head}.weight", "output.weight", "v d -> v d"),
+        Rule("final_norm/scale", f"{norm}.weight", "output_norm.weight", "d -> d"),
+        Rule("final_norm/bias", f"{norm}.bias", "output_norm.bias", "d -> d"),
+    )
+
+
 def named(prefix: str, names: dict[str, str], axes: dict[str, str]) -> tuple[Rule, ...]:
     """Rows for weights in layers: parameter -> name in the file, between `prefix` and the suffix that fits it."""
     rows = []
     for param, name in names.items():
-        suffix = "bias" if param.endswith("bias") else "weight"
-        rows.append(Rule(param, f"{prefix}.{{n}}.{name}.{suffix}", None, axes.get(param, "d -> d")))
+        block, what = param.rsplit("/", 1)
+        suffix = "bias" if what == "bias" else "weight"
+        gguf = f"blk.{{n}}.{_GGUF[block]}.{suffix}"
+        own, other = (table.get(param, "d -> d") for table in (axes, GGUF_AXES))
+        rows.append(Rule(param, f"{prefix}.{{n}}.{name}.{suffix}", gguf, own, gguf_axes=other))
     return tuple(rows)
 
 
-def qkv(hf: str, part: Callable, bias: bool = True, axis: int = 0, gguf: str | None = None) -> tuple[Rule, ...]:
-    """The rows of q, k and v in the fused tensor `hf` (without suffix); axis 1: the file holds [in, out]."""
-    other = gguf and f"{gguf}.weight"
-    kernel = "n h d -> d (n h)" if axis else "n h d -> (n h) d"
-    rows = [Rule(f"attention/{x}/kernel", f"{hf}.weight", other, kernel, part=part(x, axis)) for x in "qkv"]
-    if bias:
-        rows += [Rule(f"attention/{x}/bias", f"{hf}.bias", None, "n h -> (n h)", part=part(x)) for x in "qkv"]
+def qkv(hf: str, part: Callable, bias: bool = True, axis: int = 0) -> tuple[Rule, ...]:
+    """The rows of q, k and v in the fused tensor `hf` (without suffix); axis 1: the file holds [in, out].
+
+    GGUF files have them fused too, all heads in turn and [out, in] whatever the family.
+    """
+    kernel, gguf = "n h d -> d (n h)" if axis else "n h d -> (n h) d", "blk.{n}.attn_qkv"
+    rows = []
+    for x in "qkv":
+        options = dict(gguf_axes="n h d -> (n h) d", part=part(x, axis), gguf_part=in_turn(x))
+        rows.append(Rule(f"attention/{x}/kernel", f"{hf}.weight", f"{gguf}.weight", kernel, **options))
+        if bias:
+            shares = dict(part=part(x), gguf_part=in_turn(x))
+            rows.append(Rule(f"attention/{x}/bias", f"{hf}.bias", f"{gguf}.bias", "n h -> (n h)", **shares))
     return tuple(rows)
 
 
@@ -52,6 +71,18 @@ MLP_AXES = {
     "mlp/up/kernel": "f d -> f d",
     "mlp/up/bias": "f -> f",
     "mlp/down/kernel": "d f -> d f",
+}
+GGUF_AXES = MLP_AXES | {f"attention/{x}/kernel": "n h d -> (n h) d" for x in "qkv"}
+GGUF_AXES |= {f"attention/{x}/bias": "n h -> (n h)" for x in "qkv"}
+_GGUF = {
+    "attention_norm": "attn_norm",
+    "mlp_norm": "ffn_norm",
+    "attention/q": "attn_q",
+    "attention/k": "attn_k",
+    "attention/v": "attn_v",
+    "attention/o": "attn_output",
+    "mlp/up": "ffn_up",
+    "mlp/down": "ffn_down",
 }
 
 

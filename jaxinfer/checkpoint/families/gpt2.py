@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from jaxinfer.checkpoint.families.common import HF_ACTIVATIONS, activation
-from jaxinfer.checkpoint.families.fused import in_turn, named, qkv, with_biases
+from jaxinfer.checkpoint.families.common import HF_ACTIVATIONS, activation, gguf_decoder, gguf_layer_norm, without_rope
+from jaxinfer.checkpoint.families.fused import in_turn, named, qkv, whole_model, with_biases
 from jaxinfer.checkpoint.fields import Fields
-from jaxinfer.checkpoint.mapping import Family, Rule
+from jaxinfer.checkpoint.mapping import Family, Rule, Tensors
 from jaxinfer.config import LayerKind, ModelConfig, Segment
 
 _LAYERS = {
@@ -22,6 +22,16 @@ _AXES = {
     "mlp/down/kernel": "d f -> f d",
 }
 
+_BLOCK: dict[str, Any] = dict(
+    norm="layer",
+    norm_bias=True,
+    gated=False,
+    attention_bias=True,
+    output_bias=True,
+    mlp_bias=True,
+    absolute_positions="learned",
+)
+
 
 def _from_hf(fields: Fields) -> ModelConfig:
     for name in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
@@ -37,18 +47,17 @@ def _from_hf(fields: Fields) -> ModelConfig:
         head_dim=d_model // n_heads,
         segments=(Segment((LayerKind("global", None),), fields.integer("n_layer", 12)),),
         max_positions=fields.integer("n_positions", 1024),
-        norm="layer",
-        norm_bias=True,
         norm_eps=fields.number("layer_norm_epsilon", 1e-5),
+        **_BLOCK,
         activation=activation(fields, "activation_function", "gelu_new"),
-        gated=False,
-        attention_bias=True,
-        output_bias=True,
-        mlp_bias=True,
         query_scale=None if fields.flag("scale_attn_weights", True) else 1.0,
-        absolute_positions="learned",
         tie_embeddings=fields.flag("tie_word_embeddings", True),
     )
+
+
+def _from_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
+    settings = dict(_BLOCK, norm_eps=gguf_layer_norm(fields), activation="gelu_tanh")
+    return gguf_decoder(fields, tensors, "gpt2", kinds=without_rope, **settings)
 
 
 def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
@@ -69,17 +78,16 @@ def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
 GPT2 = Family(
     name="gpt2",
     rules=(
-        Rule("embed/embedding", "transformer.wte.weight", None, "v d -> v d"),
-        Rule("embed/positions", "transformer.wpe.weight", None, "p d -> p d"),
-        Rule("head/kernel", "lm_head.weight", None, "v d -> v d"),
-        Rule("final_norm/scale", "transformer.ln_f.weight", None, "d -> d"),
-        Rule("final_norm/bias", "transformer.ln_f.bias", None, "d -> d"),
+        *whole_model("transformer.wte", "lm_head", "transformer.ln_f"),
+        Rule("embed/positions", "transformer.wpe.weight", "position_embd.weight", "p d -> p d"),
         *qkv("transformer.h.{n}.attn.c_attn", in_turn, axis=1),
         *named("transformer.h", with_biases(_LAYERS), _AXES),
     ),
     hf_types=("gpt2",),
     hf_config=_from_hf,
     hf_fields=_hf_fields,
+    gguf_arch="gpt2",
+    gguf_config=_from_gguf,
     ignore=r".*\.attn\.(bias|masked_bias)|lm_head\.weight",
     hf_prefixes=tuple((name, f"transformer.{name}") for name in ("wte.", "wpe.", "h.", "ln_f.")),
 )

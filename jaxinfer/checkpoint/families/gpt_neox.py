@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from jaxinfer.checkpoint.families.common import decoder_fields, hf_decoder
-from jaxinfer.checkpoint.families.fused import MLP_AXES, grouped, named, qkv, with_biases
+from jaxinfer.checkpoint.families.common import decoder_fields, gguf_decoder, gguf_layer_norm, hf_decoder
+from jaxinfer.checkpoint.families.fused import MLP_AXES, grouped, named, qkv, whole_model, with_biases
 from jaxinfer.checkpoint.families.rope import partial_width, rope_of
 from jaxinfer.checkpoint.fields import Fields
-from jaxinfer.checkpoint.mapping import Family, Rule
+from jaxinfer.checkpoint.mapping import Family, Tensors
 from jaxinfer.config import LayerKind, ModelConfig, Rope
 
 _LAYERS = {
@@ -39,6 +39,25 @@ def _from_hf(fields: Fields) -> ModelConfig:
     )
 
 
+def _from_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
+    bias = "blk.0.attn_qkv.bias" in tensors
+    return gguf_decoder(
+        fields,
+        tensors,
+        "gpt_neox",
+        partial=True,
+        norm="layer",
+        norm_bias=True,
+        norm_eps=gguf_layer_norm(fields),
+        activation="gelu",  # Pythia's; the metadata does not say that GPT-NeoX 20B has the tanh approximation
+        gated=False,
+        attention_bias=bias,
+        output_bias=bias,
+        mlp_bias=True,
+        parallel=fields.flag("use_parallel_residual", True),
+    )
+
+
 def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
     return decoder_fields(cfg) | {
         "layer_norm_eps": cfg.norm_eps,
@@ -50,15 +69,14 @@ def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
 GPT_NEOX = Family(
     name="gpt_neox",
     rules=(
-        Rule("embed/embedding", "gpt_neox.embed_in.weight", None, "v d -> v d"),
-        Rule("head/kernel", "embed_out.weight", None, "v d -> v d"),
-        Rule("final_norm/scale", "gpt_neox.final_layer_norm.weight", None, "d -> d"),
-        Rule("final_norm/bias", "gpt_neox.final_layer_norm.bias", None, "d -> d"),
+        *whole_model("gpt_neox.embed_in", "embed_out", "gpt_neox.final_layer_norm"),
         *qkv("gpt_neox.layers.{n}.attention.query_key_value", grouped),
         *named("gpt_neox.layers", with_biases(_LAYERS), MLP_AXES),
     ),
     hf_types=("gpt_neox",),
     hf_config=_from_hf,
     hf_fields=_hf_fields,
+    gguf_arch="gptneox",
+    gguf_config=_from_gguf,
     ignore=r".*\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)|embed_out\.weight",
 )

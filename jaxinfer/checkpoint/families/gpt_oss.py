@@ -3,6 +3,7 @@
 The published files hold the experts in MXFP4: blocks of 32 four-bit floats with a shared power of two.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from jaxinfer.checkpoint.families.common import (
     VALUE_AND_OUTPUT,
     biases,
     decoder_fields,
+    gguf_decoder,
     hf_decoder,
     layer,
     window_fields,
@@ -21,7 +23,7 @@ from jaxinfer.checkpoint.families.common import (
 )
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Family, Part, Rule, Tensor, Tensors
-from jaxinfer.config import ModelConfig, MoE
+from jaxinfer.config import LayerKind, ModelConfig, MoE, Rope
 
 _FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)  # OCP MX, E2M1
 
@@ -33,18 +35,30 @@ def _config(fields: Fields) -> ModelConfig:
         types = ["full_attention" if n % 2 else "sliding_attention" for n in range(n_layers)]
     fields.require("swiglu_alpha", 1.702)
     fields.require("swiglu_limit", 7.0)
-    moe = MoE(
-        experts=fields.integer("num_local_experts", 128),
-        top_k=fields.integer("num_experts_per_tok", 4),
-        d_ff=fields.integer("intermediate_size"),
-        router="topk",
-        bias=True,
-    )
+    experts, top_k = fields.integer("num_local_experts", 128), fields.integer("num_experts_per_tok", 4)
+    moe = MoE(experts, top_k, fields.integer("intermediate_size"), router="topk", bias=True)
     bias = fields.flag("attention_bias", True)
     settings = dict(attention_bias=bias, output_bias=bias, sinks=True, activation="swiglu_clamped")
     eps = fields.number("rms_norm_eps", 1e-5)
     kinds = windowed(fields, types, n_layers, moe)
     return hf_decoder(fields, "gpt_oss", kinds=kinds, norm_eps=eps, head_dim=fields.integer("head_dim", 64), **settings)
+
+
+def _from_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
+    """What the metadata lacks is as published: windows in even layers, YaRN's blend between unrounded dimensions."""
+    window, width = fields.integer("attention.sliding_window"), fields.integer("feed_forward_length")
+    d_ff = fields.integer("expert_feed_forward_length", width)
+    experts, top_k = fields.integer("expert_count"), fields.integer("expert_used_count")
+    moe = MoE(experts, top_k, d_ff, router="topk", bias=True)
+
+    def kinds(rope: Rope, n: int) -> list[LayerKind]:
+        if rope.scaling:
+            rope = replace(rope, scaling=replace(rope.scaling, truncate=False))
+        local, everything = LayerKind("local", rope, window, moe), LayerKind("global", rope, moe=moe)
+        return [everything if i % 2 else local for i in range(n)]
+
+    settings = dict(attention_bias=True, output_bias=True, sinks=True, activation="swiglu_clamped")
+    return gguf_decoder(fields, tensors, "gpt_oss", kinds=kinds, **settings)
 
 
 def _fields(cfg: ModelConfig) -> dict[str, Any]:
@@ -63,8 +77,11 @@ def _half(start: int, axis: int):
     return lambda cfg: Part(start, 1, 2, cfg.kinds[0].moe.d_ff, axis)
 
 
-def _experts(param: str, hf: str, axes: str, part=None) -> Rule:
-    return Rule(f"moe/{param}", f"model.layers.{{n}}.mlp.experts.{hf}", None, axes, part=part)
+def _experts(param: str, hf: str, axes: str, gguf_axes: str, part=None) -> Rule:
+    projection, _, bias = param.partition("_")
+    gguf = f"blk.{{n}}.ffn_{projection}_exps.{bias or 'weight'}"
+    hf = f"model.layers.{{n}}.mlp.experts.{hf}"
+    return Rule(f"moe/{param}", hf, gguf, axes, gguf_axes=gguf_axes, part=part, gguf_part=None)
 
 
 def unpacked(tensors: Tensors) -> Tensors:
@@ -95,23 +112,27 @@ GPT_OSS = Family(
     name="gpt_oss",
     rules=(
         *EMBED,
-        *NORMS,
+        NORMS[0],
+        layer("mlp_norm/scale", "post_attention_layernorm", "post_attention_norm", "d -> d"),
+        NORMS[2],
         *QUERY_AND_KEY,
         *VALUE_AND_OUTPUT,
         *biases(*QUERY_AND_KEY, *VALUE_AND_OUTPUT),
-        Rule("attention/sinks", "model.layers.{n}.self_attn.sinks", None, "n -> n"),
-        layer("moe/router/kernel", "mlp.router", None, "e d -> e d"),
-        Rule("moe/router/bias", "model.layers.{n}.mlp.router.bias", None, "e -> e"),
-        _experts("gate", "gate_up_proj", "e f d -> e d f", _half(0, 2)),
-        _experts("up", "gate_up_proj", "e f d -> e d f", _half(1, 2)),
-        _experts("down", "down_proj", "e d f -> e f d"),
-        _experts("gate_bias", "gate_up_proj_bias", "e f -> e f", _half(0, 1)),
-        _experts("up_bias", "gate_up_proj_bias", "e f -> e f", _half(1, 1)),
-        _experts("down_bias", "down_proj_bias", "e d -> e d"),
+        Rule("attention/sinks", "model.layers.{n}.self_attn.sinks", "blk.{n}.attn_sinks.weight", "n -> n"),
+        layer("moe/router/kernel", "mlp.router", "ffn_gate_inp", "e d -> e d"),
+        Rule("moe/router/bias", "model.layers.{n}.mlp.router.bias", "blk.{n}.ffn_gate_inp.bias", "e -> e"),
+        _experts("gate", "gate_up_proj", "e f d -> e d f", "e f d -> e f d", _half(0, 2)),
+        _experts("up", "gate_up_proj", "e f d -> e d f", "e f d -> e f d", _half(1, 2)),
+        _experts("down", "down_proj", "e d f -> e f d", "e d f -> e d f"),
+        _experts("gate_bias", "gate_up_proj_bias", "e f -> e f", "e f -> e f", _half(0, 1)),
+        _experts("up_bias", "gate_up_proj_bias", "e f -> e f", "e f -> e f", _half(1, 1)),
+        _experts("down_bias", "down_proj_bias", "e d -> e d", "e d -> e d"),
     ),
     hf_types=("gpt_oss",),
     hf_config=_config,
     hf_fields=_fields,
+    gguf_arch="gpt-oss",
+    gguf_config=_from_gguf,
     hf_tensors=unpacked,
     hf_packing="mxfp4",
     ignore=r"lm_head\.weight",

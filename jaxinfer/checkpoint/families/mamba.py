@@ -1,52 +1,61 @@
 """Mamba and Mamba-2: selective state spaces and nothing else."""
 
 import math
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
-from jaxinfer.checkpoint.families.common import shortest_segments
+import numpy as np
+
+from jaxinfer.checkpoint.families.common import gguf_vocab_size, shortest_segments
 from jaxinfer.checkpoint.fields import Fields
-from jaxinfer.checkpoint.mapping import Family, Rule
+from jaxinfer.checkpoint.mapping import Family, Rule, Tensor, Tensors
 from jaxinfer.config import SSM, LayerKind, ModelConfig
 from jaxinfer.errors import InputError
 
 NO_BOUND = 1 << 20  # the state has no end; positions are counted all the same
 
 
-def _row(param: str, hf: str, axes: str) -> Rule:
-    return Rule(param, f"backbone.layers.{{n}}.{hf}", None, axes)
+def _row(param: str, hf: str, gguf: str, axes: str, gguf_axes: str | None = None) -> Rule:
+    return Rule(param, f"backbone.layers.{{n}}.{hf}", f"blk.{{n}}.{gguf}", axes, gguf_axes=gguf_axes)
 
 
 _RULES = (
-    Rule("embed/embedding", "backbone.embeddings.weight", None, "v d -> v d"),
-    Rule("head/kernel", "lm_head.weight", None, "v d -> v d"),
-    Rule("final_norm/scale", "backbone.norm_f.weight", None, "d -> d"),
-    _row("attention_norm/scale", "norm.weight", "d -> d"),
-    _row("mixer/in/kernel", "mixer.in_proj.weight", "w d -> w d"),
-    _row("mixer/in/bias", "mixer.in_proj.bias", "w -> w"),
-    _row("mixer/conv", "mixer.conv1d.weight", "w k -> w 1 k"),
-    _row("mixer/conv_bias", "mixer.conv1d.bias", "w -> w"),
-    _row("mixer/skip", "mixer.D", "w -> w"),
-    _row("mixer/out/kernel", "mixer.out_proj.weight", "d w -> d w"),
-    _row("mixer/out/bias", "mixer.out_proj.bias", "d -> d"),
+    Rule("embed/embedding", "backbone.embeddings.weight", "token_embd.weight", "v d -> v d"),
+    Rule("head/kernel", "lm_head.weight", "output.weight", "v d -> v d"),
+    Rule("final_norm/scale", "backbone.norm_f.weight", "output_norm.weight", "d -> d"),
+    _row("attention_norm/scale", "norm.weight", "attn_norm.weight", "d -> d"),
+    _row("mixer/in/kernel", "mixer.in_proj.weight", "ssm_in.weight", "w d -> w d"),
+    _row("mixer/in/bias", "mixer.in_proj.bias", "ssm_in.bias", "w -> w"),
+    _row("mixer/conv", "mixer.conv1d.weight", "ssm_conv1d.weight", "w k -> w 1 k", "w k -> w k"),
+    _row("mixer/conv_bias", "mixer.conv1d.bias", "ssm_conv1d.bias", "w -> w"),
+    _row("mixer/out/kernel", "mixer.out_proj.weight", "ssm_out.weight", "d w -> d w"),
+    _row("mixer/out/bias", "mixer.out_proj.bias", "ssm_out.bias", "d -> d"),
 )
 
 
 def _decoder(fields: Fields, family: str, ssm: SSM, tied: bool) -> ModelConfig:
     if fields.text("hidden_act", "silu") != "silu":
         raise InputError(f"{fields.file}: hidden_act={fields.text('hidden_act')!r}: only 'silu' is supported")
-    kinds = [LayerKind("state", rope=None, mixer=ssm)] * fields.integer("num_hidden_layers")
-    return ModelConfig(
+    return _model(
+        ssm,
+        fields.integer("num_hidden_layers"),
         family=family,
         vocab_size=fields.integer("vocab_size"),
         d_model=fields.integer("hidden_size"),
+        norm_eps=fields.number("layer_norm_epsilon", 1e-5),
+        tie_embeddings=fields.flag("tie_word_embeddings", tied),
+    )
+
+
+def _model(ssm: SSM, n_layers: int, **settings: Any) -> ModelConfig:
+    return ModelConfig(
         d_ff=0,
         n_heads=ssm.heads,
         n_kv_heads=ssm.heads,
         head_dim=ssm.width // ssm.heads,
-        segments=shortest_segments(kinds),
+        segments=shortest_segments([LayerKind("state", rope=None, mixer=ssm)] * n_layers),
         max_positions=NO_BOUND,
-        norm_eps=fields.number("layer_norm_epsilon", 1e-5),
-        tie_embeddings=fields.flag("tie_word_embeddings", tied),
+        **settings,
     )
 
 
@@ -82,6 +91,58 @@ def _mamba2(fields: Fields) -> ModelConfig:
     return _decoder(fields, "mamba2", ssm, False)
 
 
+def _gguf(version: Literal[1, 2], family: str):
+    """A reader of GGUF metadata, in which `time_step_rank` counts the heads of Mamba-2."""
+
+    def read(fields: Fields, tensors: Tensors) -> ModelConfig:
+        fields.refuse("ssm.dt_b_c_rms", "norms of dt, B and C (FalconMamba) are not supported")
+        rank = fields.integer("ssm.time_step_rank")
+        ssm = SSM(
+            version,
+            width=fields.integer("ssm.inner_size"),
+            state=fields.integer("ssm.state_size"),
+            conv=fields.integer("ssm.conv_kernel"),
+            bias="blk.0.ssm_in.bias" in tensors,
+            conv_bias="blk.0.ssm_conv1d.bias" in tensors,
+            dt_rank=rank if version == 1 else 1,
+            heads=1 if version == 1 else rank,
+            groups=fields.integer("ssm.group_count", 1),
+        )
+        return _model(
+            ssm,
+            fields.integer("block_count"),
+            family=family,
+            vocab_size=gguf_vocab_size(fields, tensors),
+            d_model=fields.integer("embedding_length"),
+            norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
+            tie_embeddings="output.weight" not in tensors,
+        )
+
+    return read
+
+
+def _from_gguf_tensors(cfg: ModelConfig, tensors: Tensors) -> Tensors:
+    """The decay is stored as A itself, minus exp(A_log), and Mamba-2's norm as one row a group."""
+    found = dict(tensors)
+    for name, x in tensors.items():
+        if name.endswith(".ssm_a"):
+            found[name] = Tensor(x.shape, partial(_a_log, x))
+        if name.endswith(".ssm_norm.weight") and len(x.shape) == 2:
+            found[name] = Tensor((math.prod(x.shape),), partial(_flat, x))
+    return found
+
+
+def _a_log(a: Tensor, start: int, stop: int) -> np.ndarray:
+    return np.log(-a.rows(start, stop))
+
+
+def _flat(matrix: Tensor, start: int, stop: int) -> np.ndarray:
+    """Elements of a matrix, row after row."""
+    width = matrix.shape[1]
+    first = start // width
+    return matrix.rows(first, -(-stop // width)).reshape(-1)[start - first * width : stop - first * width]
+
+
 def _fields(cfg: ModelConfig) -> dict[str, Any]:
     ssm = cfg.kinds[0].mixer
     assert isinstance(ssm, SSM)
@@ -109,14 +170,18 @@ MAMBA = Family(
     name="mamba",
     rules=(
         *_RULES,
-        _row("mixer/select/kernel", "mixer.x_proj.weight", "r w -> r w"),
-        _row("mixer/dt/kernel", "mixer.dt_proj.weight", "w r -> w r"),
-        _row("mixer/dt/bias", "mixer.dt_proj.bias", "w -> w"),
-        _row("mixer/a_log", "mixer.A_log", "w s -> w s"),
+        _row("mixer/skip", "mixer.D", "ssm_d", "w -> w"),
+        _row("mixer/select/kernel", "mixer.x_proj.weight", "ssm_x.weight", "r w -> r w"),
+        _row("mixer/dt/kernel", "mixer.dt_proj.weight", "ssm_dt.weight", "w r -> w r"),
+        _row("mixer/dt/bias", "mixer.dt_proj.bias", "ssm_dt.bias", "w -> w"),
+        _row("mixer/a_log", "mixer.A_log", "ssm_a", "w s -> w s"),
     ),
     hf_types=("mamba",),
     hf_config=_mamba,
     hf_fields=_fields,
+    gguf_arch="mamba",
+    gguf_config=_gguf(1, "mamba"),
+    gguf_tensors=_from_gguf_tensors,
     ignore=r"lm_head\.weight",
 )
 
@@ -124,12 +189,16 @@ MAMBA2 = Family(
     name="mamba2",
     rules=(
         *_RULES,
-        _row("mixer/dt_bias", "mixer.dt_bias", "n -> n"),
-        _row("mixer/a_log", "mixer.A_log", "n -> n"),
-        _row("mixer/norm", "mixer.norm.weight", "w -> w"),
+        _row("mixer/skip", "mixer.D", "ssm_d", "n -> n", "n -> n 1"),
+        _row("mixer/dt_bias", "mixer.dt_bias", "ssm_dt.bias", "n -> n"),
+        _row("mixer/a_log", "mixer.A_log", "ssm_a", "n -> n", "n -> n 1"),
+        _row("mixer/norm", "mixer.norm.weight", "ssm_norm.weight", "w -> w"),
     ),
     hf_types=("mamba2",),
     hf_config=_mamba2,
     hf_fields=_fields,
+    gguf_arch="mamba2",
+    gguf_config=_gguf(2, "mamba2"),
+    gguf_tensors=_from_gguf_tensors,
     ignore=r"lm_head\.weight",
 )

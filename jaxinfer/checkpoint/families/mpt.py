@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from jaxinfer.checkpoint.families.fused import MLP_AXES, in_turn, named, qkv
+from jaxinfer.checkpoint.families.common import gguf_decoder, gguf_layer_norm, without_rope
+from jaxinfer.checkpoint.families.fused import MLP_AXES, in_turn, named, qkv, whole_model
 from jaxinfer.checkpoint.fields import Fields
-from jaxinfer.checkpoint.mapping import Family, Rule
+from jaxinfer.checkpoint.mapping import Family, Tensors
 from jaxinfer.config import LayerKind, ModelConfig, Segment
 from jaxinfer.errors import InputError
 
@@ -15,6 +16,8 @@ _LAYERS = {
     "mlp/up/kernel": "ffn.up_proj",
     "mlp/down/kernel": "ffn.down_proj",
 }
+
+_BLOCK: dict[str, Any] = dict(norm="layer", activation="gelu", gated=False, alibi=1.0)
 
 
 def _from_hf(fields: Fields) -> ModelConfig:
@@ -36,14 +39,17 @@ def _from_hf(fields: Fields) -> ModelConfig:
         head_dim=d_model // n_heads,
         segments=(Segment((LayerKind("global", None),), fields.integer("n_layers")),),
         max_positions=fields.integer("max_seq_len", 2048),
-        norm="layer",
         norm_eps=fields.number("layer_norm_epsilon", 1e-5),
-        activation="gelu",
-        gated=False,
+        **_BLOCK,
         query_scale=attention.number("softmax_scale", None),
-        alibi=1.0,
         tie_embeddings=fields.flag("tie_word_embeddings", True),
     )
+
+
+def _from_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
+    fields.refuse("attention.clamp_kqv", "not supported for this family")
+    fields.require("attention.max_alibi_bias", 8.0)
+    return gguf_decoder(fields, tensors, "mpt", norm_eps=gguf_layer_norm(fields), kinds=without_rope, **_BLOCK)
 
 
 def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
@@ -63,14 +69,14 @@ def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
 MPT = Family(
     name="mpt",
     rules=(
-        Rule("embed/embedding", "transformer.wte.weight", None, "v d -> v d"),
-        Rule("head/kernel", "lm_head.weight", None, "v d -> v d"),
-        Rule("final_norm/scale", "transformer.norm_f.weight", None, "d -> d"),
+        *whole_model("transformer.wte", "lm_head", "transformer.norm_f"),
         *qkv("transformer.blocks.{n}.attn.Wqkv", in_turn, bias=False),
         *named("transformer.blocks", _LAYERS, MLP_AXES),
     ),
     hf_types=("mpt",),
     hf_config=_from_hf,
     hf_fields=_hf_fields,
+    gguf_arch="mpt",
+    gguf_config=_from_gguf,
     ignore=r"lm_head\.weight",
 )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from jaxinfer.checkpoint.families.common import HF_ACTIVATIONS, activation
-from jaxinfer.checkpoint.families.fused import MLP_AXES, named, with_biases
+from jaxinfer.checkpoint.families.fused import GGUF_AXES, named, whole_model, with_biases
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Family, Part, Rule
 from jaxinfer.config import LayerKind, ModelConfig, Segment
@@ -19,9 +19,6 @@ _LAYERS = {
     "mlp/up/kernel": "fc1",
     "mlp/down/kernel": "fc2",
 }
-_AXES = MLP_AXES | {f"attention/{x}/kernel": "n h d -> (n h) d" for x in "qkv"}
-_AXES |= {f"attention/{x}/bias": "n h -> (n h)" for x in "qkv"}
-
 _OFFSET = 2  # rows of the position table that stand before the first position
 
 
@@ -76,12 +73,9 @@ def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
 OPT = Family(
     name="opt",
     rules=(
-        Rule("embed/embedding", "model.decoder.embed_tokens.weight", None, "v d -> v d"),
+        *whole_model("model.decoder.embed_tokens", "lm_head", "model.decoder.final_layer_norm"),
         Rule("embed/positions", "model.decoder.embed_positions.weight", None, "p d -> p d", part=_behind_offset),
-        Rule("head/kernel", "lm_head.weight", None, "v d -> v d"),
-        Rule("final_norm/scale", "model.decoder.final_layer_norm.weight", None, "d -> d"),
-        Rule("final_norm/bias", "model.decoder.final_layer_norm.bias", None, "d -> d"),
-        *named("model.decoder.layers", with_biases(_LAYERS), _AXES),
+        *named("model.decoder.layers", with_biases(_LAYERS), GGUF_AXES),
     ),
     hf_types=("opt",),
     hf_config=_from_hf,

@@ -1,6 +1,5 @@
 """Phi-3: Llama with q, k and v in one tensor, and gate and up in another."""
 
-import dataclasses
 from typing import Any
 
 from jaxinfer.checkpoint.families.common import (
@@ -36,14 +35,11 @@ def _from_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
         if name in tensors:
             raise InputError(f"{fields.file}: tensor {name!r}: longrope in GGUF files is not supported")
     window = fields.integer("attention.sliding_window", None)
-    width = fields.integer("embedding_length") // fields.integer("attention.head_count")
-    turning = fields.integer("rope.dimension_count", width)
 
     def kinds(rope: Rope, n: int) -> list[LayerKind]:
-        rope = dataclasses.replace(rope, width=None if turning == width else turning)
         return [LayerKind("local" if window else "global", rope, window)] * n
 
-    return gguf_decoder(fields, tensors, "phi3", kinds=kinds)
+    return gguf_decoder(fields, tensors, "phi3", kinds=kinds, partial=True)
 
 
 def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
@@ -61,7 +57,7 @@ PHI3 = Family(
     rules=(
         *EMBED,
         *NORMS,
-        *qkv("model.layers.{n}.self_attn.qkv_proj", in_turn, bias=False, gguf="blk.{n}.attn_qkv"),
+        *qkv("model.layers.{n}.self_attn.qkv_proj", in_turn, bias=False),
         VALUE_AND_OUTPUT[1],
         layer("mlp/gate/kernel", "mlp.gate_up_proj", "ffn_up", "f d -> f d", part=lambda cfg: Part(0, 1, 2)),
         layer("mlp/up/kernel", "mlp.gate_up_proj", "ffn_up", "f d -> f d", part=lambda cfg: Part(1, 1, 2)),

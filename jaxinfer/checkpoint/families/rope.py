@@ -79,18 +79,20 @@ def rope_fields(rope: Rope, head_dim: int) -> dict[str, Any]:
     return fields
 
 
+def yarn_growth(factor: float, weight: float) -> float:
+    """What YaRN multiplies q and k by, where the context grows by `factor`."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
 def _yarn(fields: Fields, original: int) -> RopeScaling:
     """YaRN, section 3.4: q and k grow by 0.1 ln(factor) + 1, or by what the file says."""
     factor = fields.number("factor")
-
-    def growth(weight: float) -> float:
-        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
     magnitude = fields.number("attention_factor", None)
     if magnitude is None:
         all_dims = fields.number("mscale_all_dim", 0.0)
         mscale = fields.number("mscale", 0.0)
-        magnitude = growth(mscale) / growth(all_dims) if mscale and all_dims else growth(1.0)
+        own, others = (mscale, all_dims) if mscale and all_dims else (1.0, 0.0)
+        magnitude = yarn_growth(factor, own) / yarn_growth(factor, others)
     return RopeScaling(
         "yarn",
         factor,
@@ -134,7 +136,22 @@ def gguf_rope(fields: Fields, tensors: Tensors, theta: float, head_dim: int) -> 
         return Rope(theta)
     if kind == "linear":
         return Rope(theta, RopeScaling("linear", fields.number("rope.scaling.factor")))
-    raise InputError(f"{fields.file}: rope.scaling.type={kind!r} is not supported; supported: none, linear")
+    if kind == "yarn":
+        return Rope(theta, _gguf_yarn(fields))
+    raise InputError(f"{fields.file}: rope.scaling.type={kind!r} is not supported; supported: none, linear, yarn")
+
+
+def _gguf_yarn(fields: Fields) -> RopeScaling:
+    factor = fields.number("rope.scaling.factor")
+    original = fields.integer("rope.scaling.original_context_length", None)
+    return RopeScaling(
+        "yarn",
+        factor,
+        original_max_positions=fields.integer("context_length") if original is None else original,
+        beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=fields.number("rope.scaling.yarn_beta_slow", 1.0),
+        magnitude=yarn_growth(factor, 1.0) * fields.number("rope.scaling.attn_factor", 1.0),
+    )
 
 
 def _llama3_scaling(fields: Fields, divisors: np.ndarray, theta: float) -> RopeScaling:

@@ -10,14 +10,17 @@ from jaxinfer.checkpoint.families.common import (
     VALUE_AND_OUTPUT,
     biases,
     decoder_fields,
+    gguf_decoder,
+    gguf_layer_norm,
     hf_decoder,
     norm_biases,
 )
 from jaxinfer.checkpoint.families.common import head_dim as width_of_head
 from jaxinfer.checkpoint.families.rope import partial_width, rope_of
 from jaxinfer.checkpoint.fields import Fields
-from jaxinfer.checkpoint.mapping import Family
+from jaxinfer.checkpoint.mapping import Family, Tensors
 from jaxinfer.config import LayerKind, ModelConfig, Rope
+from jaxinfer.errors import InputError
 
 
 def _from_hf(fields: Fields) -> ModelConfig:
@@ -34,6 +37,26 @@ def _from_hf(fields: Fields) -> ModelConfig:
         norm_bias=True,
         norm_eps=fields.number("layer_norm_eps", 1e-5),
         attention_bias=fields.flag("use_qkv_bias", False),
+        parallel=parallel,
+        shared_norm=parallel,
+    )
+
+
+def _from_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
+    if "blk.0.attn_q_norm.weight" in tensors:
+        raise InputError(f"{fields.file}: tensor 'blk.0.attn_q_norm.weight': norms for each head are not supported")
+    parallel = (
+        "blk.0.ffn_norm.weight" not in tensors
+    )  # as llama.cpp decides: some files say use_parallel_residual amiss
+    return gguf_decoder(
+        fields,
+        tensors,
+        "stablelm",
+        partial=True,
+        norm="layer",
+        norm_bias=True,
+        norm_eps=gguf_layer_norm(fields),
+        attention_bias="blk.0.attn_q.bias" in tensors,
         parallel=parallel,
         shared_norm=parallel,
     )
@@ -63,5 +86,7 @@ STABLELM = Family(
     hf_types=("stablelm",),
     hf_config=_from_hf,
     hf_fields=_hf_fields,
+    gguf_arch="stablelm",
+    gguf_config=_from_gguf,
     ignore=r".*\.rotary_emb\.inv_freq|lm_head\.weight",
 )
