@@ -190,7 +190,7 @@ def _keys_at(cls: type, path: Keys) -> list[str]:
     """The valid keys of the mapping at `path` below a `cls`."""
     for key in (step for step in path if isinstance(step, str)):
         hint = typing.get_type_hints(cls).get(key, cls)  # a name within a mapping: its class is known already
-        classes = [one for one in typing.get_args(hint) if dataclasses.is_dataclass(one)]
+        classes = [one for one in typing.get_args(hint) if isinstance(one, type) and dataclasses.is_dataclass(one)]
         cls = classes[0] if classes else hint  # of a tuple or a mapping, the class of its entries
     return [field.name for field in dataclasses.fields(cls)]
 
