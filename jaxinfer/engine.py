@@ -79,7 +79,7 @@ def step(method: DecodeMethod, ctx: Context, state: DecodeState) -> DecodeState:
         n=total,
         done=state.done | stopped | (total >= state.limit),
         cache=cache,
-        sampling=None if state.sampling is None else observe(state.sampling, verdict.emit, n),
+        sampling=None if state.sampling is None else observe(state.sampling, verdict.emit, n, verdict.surprise),
         logprobs=_record(state, verdict, logits, rows, place),
         aux=verdict.aux,
         steps=state.steps + alive,

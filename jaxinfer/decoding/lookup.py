@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
-from jaxinfer.decoding.sampling import penalize
+from jaxinfer.decoding.penalties import penalize
 from jaxinfer.decoding.verify import accept
 from jaxinfer.errors import InputError
 from jaxinfer.model import Output
@@ -38,7 +38,7 @@ class Lookup:
         return Draft(tokens, size=jnp.where(found, self.width, 1))
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
-        logits = penalize(state.sampling, logits, draft.tokens)
+        logits = penalize(state, logits, draft.tokens)
         return Verdict(*accept(state.sampling, draft.tokens, draft.size, logits, state.step_keys), aux=None)
 
 

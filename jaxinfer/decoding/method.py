@@ -70,6 +70,7 @@ class Verdict:
     n: jax.Array  # i32[B]
     aux: Any
     take: jax.Array | None = None  # i32[B, E]; None: the first n columns, in order
+    surprise: jax.Array | None = None  # f32[B], in bits, from a method that draws one token a step: for mirostat
 
 
 @runtime_checkable

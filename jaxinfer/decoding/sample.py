@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
-from jaxinfer.decoding.sampling import penalize
-from jaxinfer.decoding.verify import accept
+from jaxinfer.decoding.penalties import penalize
+from jaxinfer.decoding.verify import accept_one
 from jaxinfer.model import Output
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Temperature, top-k, top-p (nucleus), min-p and penalties, one token a step; temperature 0 is greedy."""
+    """Temperature, truncations and penalties as `Sampling` has them, one token a step; temperature 0 is greedy."""
 
     samples: ClassVar[bool] = True
     width: ClassVar[int] = 1
@@ -26,5 +26,6 @@ class Sample:
         return Draft(state.pending[:, None], size=jnp.ones_like(state.n))
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
-        logits = penalize(state.sampling, logits, draft.tokens)
-        return Verdict(*accept(state.sampling, draft.tokens, draft.size, logits, state.step_keys), aux=None)
+        logits = penalize(state, logits, draft.tokens)
+        accepted, surprise = accept_one(state.sampling, draft.tokens, draft.size, logits, state.step_keys)
+        return Verdict(*accepted, aux=None, surprise=surprise)

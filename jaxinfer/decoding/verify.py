@@ -77,6 +77,25 @@ def accept(sampling: SamplingState, draft: jax.Array, size: jax.Array, logits: j
     return jax.lax.cond(jnp.all(sampling.temperature == 0), greedily, sampled, logits)
 
 
+def accept_one(
+    sampling: SamplingState, draft: jax.Array, size: jax.Array, logits: jax.Array, keys: jax.Array
+) -> tuple[Accepted, jax.Array]:
+    """`accept` for a draft of the pending token alone, i32[B, 1], and the surprise f32[B] of what is emitted.
+
+    In bits, under the distribution that it was drawn from: what mirostat corrects itself by. 0 if nothing was drawn.
+    """
+
+    def greedily(logits):
+        return accept_greedy(draft, size, logits), jnp.zeros(logits.shape[0], jnp.float32)
+
+    def sampled(logits):
+        target = distribution(sampling, logits)
+        accepted = accept_sampled(draft, size, target, keys)
+        return accepted, -jnp.log2(jnp.take_along_axis(target[:, 0], accepted.emit, axis=-1)[:, 0])
+
+    return jax.lax.cond(jnp.all(sampling.temperature == 0), greedily, sampled, logits)
+
+
 def draw(keys: jax.Array, weights: jax.Array) -> jax.Array:
     """One token i32[B] from each row of weights[B, V] (not necessarily normalized), with a key for each row."""
     return jax.vmap(jax.random.categorical)(keys, jnp.log(weights)).astype(jnp.int32)

@@ -55,43 +55,6 @@ def state_of(prompts=None, batch=1, vocab=VOCAB, **fields):
     return jax.tree.map(jnp.asarray, state)
 
 
-@PROPERTY
-@given(
-    # Few values, so that ties are the rule; infinities and the largest floats among them. Adding 0.0 drops -0.0's sign.
-    st.lists(st.sampled_from([-np.inf, -3.4e38, -2.0, -1e-30, 0.0, 1e-30, 1.5, 2.0, 3.4e38]), min_size=9, max_size=9),
-    st.integers(0, 2**31 - 1) | st.integers(0, 10),
-)
-def test_top_k_keeps_what_sorting_keeps(logits, k):
-    logits = np.array(logits, np.float32)
-    expected = np.where(slow_top_k(logits, k), logits, -np.inf)
-    np.testing.assert_array_equal(top_k(logits[None], jnp.array([k]))[0], expected)
-
-
-@PROPERTY
-@given(st.lists(st.integers(0, 63), min_size=63, max_size=63), st.integers(1, 64))
-def test_top_p_keeps_what_sorting_keeps(throws, p64):
-    # 63 throws of 1/64 and one sure one: sums of dyadic numbers are exact, so a set that just reaches p counts.
-    # Throws at t land on cell t % 9 and t % 4: tied cells and empty cells both occur.
-    probs = np.bincount([t % 9 if t % 2 else t % 4 for t in [*throws, 0]], minlength=9).astype(np.float32) / 64
-    p = np.float32(p64 / 64)
-    expected = np.where(slow_top_p(probs, p), probs, 0)
-    np.testing.assert_array_equal(top_p(probs[None], p[None])[0], expected)
-
-
-def test_top_p_just_above_and_below_a_sum():
-    probs = np.array([[0.125, 0.5, 0.25, 0.125]] * 5, np.float32)
-    p = np.array([0.5, np.nextafter(np.float32(0.5), np.float32(1)), 0.75, 0.7500001, 1e-30], np.float32)
-    kept = np.asarray(top_p(probs, p)) > 0
-    assert kept.sum(-1).tolist() == [1, 2, 2, 4, 1]  # the two of 0.125 are tied: both or none
-    assert kept[:, 1].all()
-
-
-def test_top_p_of_one_keeps_tokens_too_rare_to_change_a_float32_sum():
-    probs = np.array([[1.0, 1e-12, 1e-20, 0.0]], np.float32)
-    np.testing.assert_array_equal(top_p(probs, jnp.ones(1)), probs)
-    np.testing.assert_array_equal(top_p(probs, jnp.array([0.9999])) > 0, [[True, False, False, False]])
-
-
 SETTINGS = [
     dict(temperature=1.0),
     dict(temperature=0.7, top_k=3),
@@ -145,74 +108,6 @@ def test_min_p_is_relative_to_the_likeliest():
         np.testing.assert_allclose(got, np.array(expected) / sum(expected), rtol=1e-5)
 
 
-def slow_penalize(logits, prompt, generated, repetition=1.0, presence=0.0, frequency=0.0):
-    out = np.array(logits, np.float64)
-    for token in set(prompt) | set(generated):
-        out[token] = out[token] / repetition if out[token] > 0 else out[token] * repetition
-    for token in set(generated):
-        out[token] -= presence + frequency * generated.count(token)
-    return out
-
-
-PROMPTS = [[1, 1, 2], [3], [4, 5, 6, 7, 4]]
-GENERATED = [[2, 8, 8, 8], [0, 9], [4]]
-
-
-def after_generation(**fields):
-    """The state of three rows behind their prompts and what they generated, told in two uneven steps."""
-    state = state_of(PROMPTS, **fields)
-    first = np.array([[2, 8, 11], [11, 11, 11], [4, 11, 11]])
-    state = count(state, first, jnp.array([2, 0, 1]))
-    second = np.array([[8, 8, 11], [0, 9, 11], [11, 11, 11]])
-    return count(state, second, jnp.array([2, 2, 0]))
-
-
-def test_observe_counts_the_first_n_of_each_row():
-    counts = np.asarray(after_generation().counts)
-    np.testing.assert_array_equal(counts, [np.bincount(tokens, minlength=VOCAB) for tokens in GENERATED])
-
-
-@pytest.mark.parametrize("penalty", [1.3, 0.5])
-def test_repetition_penalty_as_transformers(penalty):
-    torch = pytest.importorskip("torch")
-    processors = pytest.importorskip("transformers").generation.logits_process
-    logits = np.random.default_rng(0).normal(0, 4, (3, 1, VOCAB)).astype(np.float32)
-    got = punish(after_generation(repetition_penalty=penalty), logits, jnp.array([[g[-1]] for g in GENERATED]))
-    reference = processors.RepetitionPenaltyLogitsProcessor(penalty)
-    for row in range(3):
-        ids = torch.tensor([PROMPTS[row] + GENERATED[row]])
-        expected = reference(ids, torch.tensor(logits[row])).numpy()
-        np.testing.assert_allclose(got[row], expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        dict(repetition_penalty=1.5),
-        dict(presence_penalty=0.7),
-        dict(frequency_penalty=0.4),
-        dict(presence_penalty=-0.7, frequency_penalty=-0.2),
-        dict(repetition_penalty=[1.0, 2.0, 0.8], presence_penalty=[0.5, 0.0, 1.0], frequency_penalty=[0.3, 0.1, 0.0]),
-    ],
-)
-def test_penalties_count_the_draft_up_to_each_position(fields):
-    logits = np.random.default_rng(1).normal(0, 2, (3, 4, VOCAB)).astype(np.float32)
-    draft = np.array([[8, 10, 10, 2], [9, 3, 0, 9], [4, 4, 5, 11]])
-    got = np.asarray(punish(after_generation(**fields), logits, draft))
-    each = {name: np.broadcast_to(value, 3) for name, value in fields.items()}
-    for row in range(3):
-        penalties = {name.removesuffix("_penalty"): value[row] for name, value in each.items()}
-        for t in range(4):
-            generated = GENERATED[row] + draft[row, 1 : t + 1].tolist()  # column 0 has been observed
-            expected = slow_penalize(logits[row, t], PROMPTS[row], generated, **penalties)
-            np.testing.assert_allclose(got[row, t], expected, rtol=1e-5, atol=1e-6, err_msg=f"row {row}, column {t}")
-
-
-def test_without_penalties_logits_pass_unchanged():
-    logits = np.random.default_rng(2).normal(size=(3, 2, VOCAB)).astype(np.float32)
-    np.testing.assert_array_equal(punish(after_generation(), logits, np.zeros((3, 2), np.int32)), logits)
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -254,5 +149,3 @@ def test_no_temperature_overflows():
     np.testing.assert_array_equal(probs[:, 0], [[0, 1, 0], [0, 1, 0]])
 
 
-def test_zeros_of_both_signs_are_a_tie():
-    np.testing.assert_array_equal(keep_top_k(np.float32([[0.0, -0.0, -1.0]]), np.int32([1])), [[0.0, -0.0, -np.inf]])
