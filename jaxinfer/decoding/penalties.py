@@ -57,64 +57,64 @@ def _penalize_seen(settings: SamplingState, logits: jax.Array, draft: jax.Array,
 def _ban(state: DecodeState, logits: jax.Array, draft: jax.Array, tree: jax.Array | None) -> jax.Array:
     text, length = texts(state.tokens, state.n, draft, tree)
     settings: SamplingState = state.sampling
-    banned = ends_of_repeats(text, length, settings.no_repeat_ngram, logits.shape[-1])
-    left = jnp.where(banned | ends_of_words(text, length, settings.bad_words, logits.shape[-1]), -jnp.inf, logits)
+    last = [ends_of_repeats(text, length, settings.no_repeat_ngram), ends_of_words(text, length, settings.bad_words)]
+    banned = jnp.concatenate(last, axis=2)
+    banned = jnp.where(banned < 0, logits.shape[-1], banned)  # outside: dropped
+    rows, columns = jnp.arange(logits.shape[0])[:, None, None], jnp.arange(logits.shape[1])[:, None]
+    left = logits.at[rows, columns, banned].set(-jnp.inf, mode="drop")
     return jnp.where(jnp.max(left, axis=-1, keepdims=True) > -jnp.inf, left, logits)
 
 
 def texts(
     tokens: jax.Array, n: jax.Array, draft: jax.Array, tree: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """The text behind which each draft column speaks: i32[B, T, M + T], and its length i32[B, T].
+    """The text behind which each draft column speaks: i32[B, T, P], P < M + T, and its length i32[B, T].
 
     tokens i32[B, M], of which the first n[B] are valid, the last of them draft[:, 0].
     """
     batch, width = draft.shape
+    room = jnp.pad(tokens, ((0, 0), (0, width - 1)))[:, None]
+    if width == 1:
+        return room, n[:, None]
     tree = jnp.broadcast_to(chain_or(tree, width), (batch, width, width))
     depth = jnp.sum(tree, axis=-1, dtype=jnp.int32) - 1
-    room = jnp.pad(tokens, ((0, 0), (0, width)))
-    text = jnp.broadcast_to(room[:, None], (batch, width, room.shape[1]))
-    place = jnp.where(tree, n[:, None, None] - 1 + depth[:, None], room.shape[1])  # off the way: dropped
+    text = jnp.broadcast_to(room, (batch, width, room.shape[2]))
+    place = jnp.where(tree, n[:, None, None] - 1 + depth[:, None], room.shape[2])  # off the way: dropped
     rows, columns = jnp.arange(batch)[:, None, None], jnp.arange(width)[:, None]
     return text.at[rows, columns, place].set(draft[:, None], mode="drop"), n[:, None] + depth
 
 
-def ends_of_repeats(text: jax.Array, length: jax.Array, size: jax.Array, vocab_size: int) -> jax.Array:
-    """bool[B, T, V]: the tokens that would make the last size[B] tokens of a text come a second time.
+def ends_of_repeats(text: jax.Array, length: jax.Array, size: jax.Array) -> jax.Array:
+    """The tokens that would make the last size[B] tokens of a text come a second time: i32[B, T, P], the others -1.
 
     text i32[B, T, P], of which the first length[B, T] are valid; size 0: none. As transformers'
     NoRepeatNGramLogitsProcessor (Paulus et al. 2018, section 2.5).
     """
     size = jnp.where((size > 0) & (size <= jnp.max(length, axis=1)), size, 0)[:, None, None]
-    places = jnp.arange(text.shape[2])
+    length, places = length[:, :, None], jnp.arange(text.shape[2])
 
     def compare(back, carry):
         """Does the token that is back + 1 places before each place equal the one that is so far before the end?"""
         equal, earlier = carry
         earlier = jnp.roll(earlier, 1, axis=2)
-        newest = jnp.take_along_axis(text, jnp.maximum(length[:, :, None] - 1 - back, 0), axis=2)
+        newest = jnp.sum(jnp.where(places == length - 1 - back, text, 0), axis=2, keepdims=True)
         return equal & ((earlier == newest) | (back >= size - 1)), earlier
 
-    inside = (size > 0) & (places >= size - 1) & (places < length[:, :, None])
+    inside = (size > 0) & (places >= size - 1) & (places < length)
     equal, _ = jax.lax.fori_loop(0, jnp.max(size) - 1, compare, (inside, text))
-    rows, columns = jnp.arange(text.shape[0])[:, None, None], jnp.arange(text.shape[1])[:, None]
-    none = jnp.zeros((*length.shape, vocab_size), bool)
-    return none.at[rows, columns, jnp.where(equal, text, vocab_size)].set(True, mode="drop")
+    return jnp.where(equal, text, -1)
 
 
-def ends_of_words(text: jax.Array, length: jax.Array, words: jax.Array, vocab_size: int) -> jax.Array:
-    """bool[B, T, V]: the tokens that would complete one of the words i32[B, W, L], which are padded with -1.
+def ends_of_words(text: jax.Array, length: jax.Array, words: jax.Array) -> jax.Array:
+    """The tokens that would complete one of the words i32[B, W, L], which are padded with -1: i32[B, T, W], or -1.
 
     As transformers' NoBadWordsLogitsProcessor: a word of one token always, another where the text ends like its start.
     """
-    sizes = jnp.sum(words >= 0, axis=-1)[:, None]  # [B, 1, W]
-    order = jnp.arange(words.shape[2] - 1)
-    place = length[:, :, None, None] - (sizes - 1)[..., None] + order  # where each token but the last has to stand
-    batch = jnp.arange(text.shape[0])[:, None, None, None]
-    there = text[batch, jnp.arange(text.shape[1])[:, None, None], jnp.maximum(place, 0)]
-    matches = ((there == words[:, None, :, :-1]) & (place >= 0)) | (order >= (sizes - 1)[..., None])
-    ends = jnp.take_along_axis(words, jnp.maximum(sizes[:, 0, :, None] - 1, 0), axis=2)[:, None, :, 0]
-    ends = jnp.where(jnp.all(matches, axis=-1) & (sizes > 0), ends, vocab_size)  # [B, T, W]
-    rows, columns = jnp.arange(text.shape[0])[:, None, None], jnp.arange(text.shape[1])[:, None]
-    none = jnp.zeros((*length.shape, vocab_size), bool)
-    return none.at[rows, columns, ends].set(True, mode="drop")
+    size = jnp.sum(words >= 0, axis=-1)[:, None]  # [B, 1, W]
+    order = jnp.arange(words.shape[2])
+    is_last = order == size[..., None] - 1  # [B, 1, W, L]
+    place = length[:, :, None, None] - (size - 1)[..., None] + order  # where each token but the last has to stand
+    rows, columns = jnp.arange(text.shape[0])[:, None, None, None], jnp.arange(text.shape[1])[:, None, None]
+    there = text.at[rows, columns, place].get(mode="fill", fill_value=-2, wrap_negative_indices=False)
+    matches = jnp.all((there == words[:, None]) | is_last | (words[:, None] < 0), axis=-1)
+    return jnp.where(matches, jnp.sum(jnp.where(is_last, words[:, None] + 1, 0), axis=-1) - 1, -1)

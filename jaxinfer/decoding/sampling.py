@@ -233,7 +233,7 @@ def distribution(state: SamplingState, logits: jax.Array) -> jax.Array:
     scaled = jax.lax.cond(jnp.any(state.top_k > 0), lambda x: keep_top_k(x, state.top_k[:, None]), lambda x: x, scaled)
     probs = jax.nn.softmax(scaled, axis=-1)
     probs = jax.lax.cond(jnp.any(state.top_p < 1), lambda p: keep_top_p(p, state.top_p[:, None]), lambda p: p, probs)
-    probs = keep_likely(probs, state.min_p[:, None] * jnp.max(probs, axis=-1))
+    probs = jnp.where(probs >= state.min_p[:, None, None] * jnp.max(probs, axis=-1, keepdims=True), probs, 0.0)
     used = (state.typical_p < 1) | (state.epsilon > 0) | (state.eta > 0) | (state.mirostat_tau > 0)
     probs = jax.lax.cond(jnp.any(used), lambda p: _keep_by_surprise(state, p), lambda p: p, probs)
     return jnp.where(greedy, best, _normalize(probs))

@@ -26,14 +26,11 @@ def keep_top_n_sigma(logits: jax.Array, n: jax.Array) -> jax.Array:
     temperature does not matter, for it scales both sides.
     """
     finite = jnp.isfinite(logits)
-    best = jnp.max(logits, axis=-1, keepdims=True)
-    below = jnp.where(finite, logits - best, 0.0)
-    scale = jnp.maximum(-jnp.min(below, axis=-1, keepdims=True), jnp.finfo(below.dtype).tiny)  # no square overflows
     count = jnp.sum(finite, axis=-1, keepdims=True)
-    mean = jnp.sum(below / scale, axis=-1, keepdims=True) / count
-    square = jnp.sum(jnp.where(finite, below / scale - mean, 0.0) ** 2, axis=-1, keepdims=True) / count
-    kept = below >= -n[..., None] * jnp.sqrt(square) * scale
-    return jnp.where((n[..., None] <= 0) | kept, logits, -jnp.inf)
+    mean = jnp.sum(jnp.where(finite, logits, 0.0), axis=-1, keepdims=True) / count
+    deviation = jnp.sqrt(jnp.sum(jnp.where(finite, logits - mean, 0.0) ** 2, axis=-1, keepdims=True) / count)
+    least = jnp.max(logits, axis=-1, keepdims=True) - n[..., None] * deviation
+    return jnp.where((n[..., None] <= 0) | (logits >= least), logits, -jnp.inf)
 
 
 def keep_top_p(probs: jax.Array, p: jax.Array) -> jax.Array:
@@ -56,8 +53,8 @@ def keep_typical(probs: jax.Array, mass: jax.Array) -> jax.Array:
 def keep_likely(probs: jax.Array, least: jax.Array) -> jax.Array:
     """probs[..., V] with zeros where they are less than least[...], which the largest may be.
 
-    With a constant: epsilon sampling (Hewitt et al. 2022, section 4.2). With `eta_cutoff`: eta sampling. Relative to
-    the largest: min-p (Nguyen et al. 2024). With 2^-mu: mirostat 2.
+    With a constant: epsilon sampling (Hewitt et al. 2022, section 4.2). With `eta_cutoff`: eta sampling. With 2^-mu:
+    mirostat 2 (Basu et al. 2021).
     """
     return jnp.where((probs >= least[..., None]) | (probs == jnp.max(probs, axis=-1, keepdims=True)), probs, 0.0)
 

@@ -1,43 +1,15 @@
-"""Truncation, temperature and penalties against slow references that sort, in float64."""
-
-import dataclasses
+"""Settings, and the distribution that they make of logits, against slow references in float64."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from slow import VOCAB, slow_top_k, slow_top_p, softmax, state_of
 
-from jaxinfer import InputError, Sampling
-from jaxinfer.decoding.sampling import SamplingState, distribution, keep_top_k, keep_top_p, observe, penalize
+from jaxinfer import Dense, InputError, Lookup, Sample, Sampling
+from jaxinfer.decoding.sampling import RANGES, SamplingState, distribution, observe
+from jaxinfer.generation import Generation
 
-top_k, top_p = jax.jit(keep_top_k), jax.jit(keep_top_p)
-distribute, punish, count = jax.jit(distribution), jax.jit(penalize), jax.jit(observe)
-PROPERTY = settings(max_examples=60, deadline=None)
-VOCAB = 12
-
-
-def softmax(x):
-    with np.errstate(invalid="ignore"):
-        weights = np.exp(x - np.max(x))
-    return weights / weights.sum()
-
-
-def slow_top_k(logits, k):
-    """bool[V]: not below the k-th of the sorted logits."""
-    k = len(logits) if k == 0 else min(k, len(logits))
-    return logits >= np.sort(logits)[::-1][k - 1]
-
-
-def slow_top_p(probs, p):
-    """bool[V]: whole groups of equally likely tokens, likeliest first, until their mass is p."""
-    kept = np.zeros(len(probs), bool)
-    for value in sorted(set(probs.tolist()), reverse=True):
-        kept |= probs == value
-        if p < 1 and probs[kept].sum() >= p:
-            break
-    return kept
+distribute, count = jax.jit(distribution), jax.jit(observe)
 
 
 def slow_distribution(logits, temperature=1.0, k=0, p=1.0, min_p=0.0):
@@ -48,11 +20,6 @@ def slow_distribution(logits, temperature=1.0, k=0, p=1.0, min_p=0.0):
     probs = np.where(slow_top_p(probs, p), probs, 0.0)
     probs = np.where(probs >= min_p * probs.max(), probs, 0.0)
     return probs / probs.sum()
-
-
-def state_of(prompts=None, batch=1, vocab=VOCAB, **fields):
-    state = SamplingState.of(Sampling(**fields), prompts or [[0]] * batch, vocab)
-    return jax.tree.map(jnp.asarray, state)
 
 
 SETTINGS = [
@@ -130,6 +97,18 @@ def test_min_p_is_relative_to_the_likeliest():
         ("presence_penalty", float("inf")),
         ("frequency_penalty", float("nan")),
         ("frequency_penalty", None),
+        ("typical_p", 0),
+        ("epsilon", -0.1),
+        ("eta", [0.1, 1.5]),
+        ("top_n_sigma", -1.0),
+        ("mirostat_tau", float("inf")),
+        ("mirostat_eta", -0.1),
+        ("no_repeat_ngram", 2.5),
+        ("no_repeat_ngram", [2, -1]),
+        ("logit_bias", 3),
+        ("logit_bias", {3: "much"}),
+        ("bad_words", 5),
+        ("bad_words", [3, 4]),
     ],
 )
 def test_bad_values_name_their_field(field, value):
@@ -137,7 +116,7 @@ def test_bad_values_name_their_field(field, value):
         Sampling(**{field: value})
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Sampling)])
+@pytest.mark.parametrize("field", RANGES)
 def test_a_list_of_another_length_names_its_field(field):
     with pytest.raises(InputError, match=f"{field} has 2 values for 3 prompts"):
         SamplingState.of(Sampling(**{field: [1, 1]}), [[1], [2], [3]], VOCAB)
@@ -149,3 +128,71 @@ def test_no_temperature_overflows():
     np.testing.assert_array_equal(probs[:, 0], [[0, 1, 0], [0, 1, 0]])
 
 
+def slow_mirostat(logits, mu):
+    """llama.cpp's mirostat 2 in float64: drop from the first token that surprises by more than mu bits, but never all.
+
+    The probabilities that are left, renormalized.
+    """
+    probs = softmax(np.asarray(logits, np.float64))
+    order = np.argsort(-probs, kind="stable")
+    size = next((i for i, token in enumerate(order) if -np.log2(probs[token]) > mu), len(order))
+    probs[order[max(size, 1) :]] = 0
+    return probs / probs.sum()
+
+
+def test_mirostat_as_a_slow_loop():
+    """Rows with targets of their own, one without, one that is done for a while."""
+    tau, eta, temperature = [3.0, 1.0, 0.0, 5.0, 2.0], [0.1, 0.5, 0.1, 1.0, 0.3], [1.0, 0.7, 1.0, 1.5, 1.0]
+    state = state_of(batch=5, vocab=40, mirostat_tau=tau, mirostat_eta=eta, temperature=temperature)
+    np.testing.assert_array_equal(state.mirostat_mu, [6, 2, 0, 10, 4])
+    rng, mu, cut = np.random.default_rng(0), [2 * x for x in tau], 0
+    for step in range(30):
+        logits = rng.normal(0, 2.5, (5, 1, 40)).astype(np.float32)
+        probs = np.asarray(distribute(state, logits))[:, 0]
+        emit, surprise = np.zeros((5, 1), np.int32), np.zeros(5, np.float32)
+        n = np.array([1, 1, 1, 1, 0 if 10 < step < 20 else 1])
+        for row in range(5):
+            expected = slow_mirostat(logits[row, 0] / temperature[row], mu[row] if tau[row] else np.inf)
+            np.testing.assert_allclose(probs[row], expected, rtol=1e-4, atol=1e-7, err_msg=f"step {step}, row {row}")
+            cut += (expected == 0).any()
+            emit[row] = rng.choice(40, p=expected)
+            surprise[row] = -np.log2(probs[row, emit[row, 0]])
+            if n[row] and tau[row]:
+                mu[row] -= eta[row] * (-np.log2(expected[emit[row, 0]]) - tau[row])
+        state = count(state, emit, n, surprise)
+    np.testing.assert_allclose(np.where(np.array(tau) > 0, state.mirostat_mu, 0), mu, rtol=1e-4, atol=1e-4)
+    assert cut > 60
+    assert min(mu) < 1
+
+
+def test_mirostat_in_generation(tiny_llama, ragged):
+    """Every token keeps to the bound that the tokens before it left, and the bound at the end is the slow loop's."""
+    prompts, tau, eta, temperature = ragged([5, 1, 12, 7]), [1.0, 3.0, 2.0, 2.0], 0.4, [2.0, 1.0, 3.0, 0.0]
+    sampling = Sampling(temperature=temperature, mirostat_tau=tau, mirostat_eta=eta, repetition_penalty=1.1)
+    options = ([24, 24, 10, 24], Sample(), Dense(), sampling, [1, 2, 3, 4], (), False)
+    generation = Generation(tiny_llama.target, prompts, *options)
+    generation.run(steps_per_call=7)
+    rows = generation.rows()
+    texts = np.zeros((4, 40), np.int32)
+    for row, new in enumerate(rows):
+        texts[row, : len(prompts[row]) + len(new)] = prompts[row] + new
+    logits = np.asarray(tiny_llama.logits(texts), np.float64)
+    bounds, cut = [], 0
+    for row, new in enumerate(rows[:3]):
+        mu = 2 * tau[row]
+        for step, token in enumerate(new):
+            at = len(prompts[row]) + step
+            seen, scores = list(set(texts[row, :at].tolist())), logits[row, at - 1]
+            scores[seen] = np.where(scores[seen] > 0, scores[seen] / 1.1, scores[seen] * 1.1)
+            probs = slow_mirostat(scores / temperature[row], mu)
+            assert probs[token] > 0, (row, step)
+            cut += (probs == 0).any()
+            mu -= eta * (-np.log2(probs[token]) - tau[row])
+        bounds.append(mu)
+    np.testing.assert_allclose(generation.state.sampling.mirostat_mu[:3], bounds, rtol=1e-3, atol=1e-3)
+    assert cut > 20
+
+
+def test_mirostat_asks_for_a_method_of_one_token_a_step(tiny_llama):
+    with pytest.raises(InputError, match=r"mirostat_tau=\(0.0, 3.0\) needs a method that scores one token a step"):
+        tiny_llama.generate([[1], [2]], method=Lookup(width=4), sampling=Sampling(mirostat_tau=[0.0, 3.0]))
