@@ -32,6 +32,18 @@ def slow_top_p(probs, p):
     return kept
 
 
+def slow_mirostat(logits, mu):
+    """llama.cpp's mirostat 2 in float64: drop from the first token that surprises by more than mu bits, but never all.
+
+    The probabilities that are left, renormalized.
+    """
+    probs = softmax(np.asarray(logits, np.float64))
+    order = np.argsort(-probs, kind="stable")
+    size = next((i for i, token in enumerate(order) if -np.log2(probs[token]) > mu), len(order))
+    probs[order[max(size, 1) :]] = 0
+    return probs / probs.sum()
+
+
 def state_of(prompts=None, batch=1, vocab=VOCAB, **fields):
     """The state behind the prompts, on the device."""
     state = SamplingState.of(Sampling(**fields), prompts or [[0]] * batch, vocab)

@@ -98,13 +98,13 @@ def test_without_penalties_logits_pass_unchanged():
 
 
 def random_texts(vocab, lengths, seed):
-    """Texts that repeat themselves, in a buffer whose rest would repeat too, and a draft behind each of them."""
+    """Texts of few tokens, in a buffer whose rest would repeat too, a draft behind each of them, and logits."""
     rng = np.random.default_rng(seed)
     texts = [rng.integers(0, vocab, length).tolist() for length in lengths]
     drafts = rng.integers(0, vocab, (len(lengths), 5))
     drafts[:, 0] = [text[-1] for text in texts]
     tokens, n = padded(texts, max(lengths) + 1, fill=1)
-    return texts, drafts, (tokens, n), rng.normal(size=(len(lengths), 5, vocab)).astype(np.float32)
+    return texts, drafts, (tokens, n), rng.normal(size=(len(lengths), 5, VOCAB)).astype(np.float32)
 
 
 def as_transformers(processors, text, logits):
@@ -124,8 +124,8 @@ def test_no_repeat_ngram_as_transformers(seed):
     """Every row has a size of its own, some longer than its text; in a draft each column has its own text."""
     reference = pytest.importorskip("transformers").generation.logits_process.NoRepeatNGramLogitsProcessor
     sizes = np.random.default_rng(seed).permutation([0, 1, 2, 2, 3, 4, 9, 2**31 - 1])
-    texts, drafts, buffer, logits = random_texts(4 if seed else 12, LENGTHS, seed)
-    state = state_of([[0]] * 8, vocab=logits.shape[-1], no_repeat_ngram=sizes.tolist())
+    texts, drafts, buffer, logits = random_texts(4 if seed else VOCAB, LENGTHS, seed)
+    state = state_of([[0]] * 8, no_repeat_ngram=sizes.tolist())
     got, banned = np.asarray(punish(state, *buffer, logits, drafts)), 0
     for row, size in enumerate(sizes):
         for t in range(5):
@@ -144,7 +144,7 @@ def test_bad_words_as_transformers(seed):
     texts, drafts, buffer, logits = random_texts(5, LENGTHS, seed)
     pieces = [[*text[-k - 1 :], (text[0] + k) % 5] for k, text in enumerate(texts[3:])]  # that the texts do end like
     words = [[4], [0, 2], [1, 1], [2, 3, 0], [0, 1, 2, 3, 4, 0, 1, 2, 3], [3, 3], *pieces]
-    state = state_of([[0]] * 8, vocab=5, bad_words=words)
+    state = state_of([[0]] * 8, bad_words=words)
     assert state.bad_words.shape == (8, 16, 16)
     got, multiple = np.asarray(punish(state, *buffer, logits, drafts)), 0
     for row in range(8):
@@ -207,12 +207,11 @@ def test_a_tree_sees_what_a_chain_along_its_path_sees():
     got = np.asarray(punish(state, *buffer, logits, draft, tree))
     assert np.isinf(got).sum() > 5
     for (row, column), path in paths.items():
-        one = jax.tree.map(lambda x, row=row: x[row : row + 1], state)
-        chain = np.zeros((1, 7), np.int32)
-        chain[0, : len(path)] = draft[row, path]
-        given = np.broadcast_to(logits[row, column], (1, 7, 4))
-        expected = punish(one, buffer[0][row : row + 1], buffer[1][row : row + 1], given, chain)
-        np.testing.assert_array_equal(got[row, column], expected[0, len(path) - 1], err_msg=f"{row}, {path}")
+        chain = np.zeros((3, 7), np.int32)
+        chain[row, : len(path)] = draft[row, path]
+        given = np.broadcast_to(logits[row, column], (3, 7, 4))
+        expected = punish(state, *buffer, given, chain)
+        np.testing.assert_array_equal(got[row, column], expected[row, len(path) - 1], err_msg=f"{row}, {path}")
     straight = np.broadcast_to(np.tril(np.ones((7, 7), bool)), (3, 7, 7))
     np.testing.assert_array_equal(
         punish(state, *buffer, logits, draft, straight), punish(state, *buffer, logits, draft)

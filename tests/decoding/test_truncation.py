@@ -147,7 +147,7 @@ def test_all_truncations_together_in_the_order_of_transformers():
     fields = {name: values for name, (_, values) in kinds.items()}
     dropped = dict.fromkeys(kinds, 0)
     for _ in range(3):
-        logits = rng.normal(0, 3, (8, 1, vocab)).astype(np.float32)
+        logits = rng.normal(0, 3, (8, 2, vocab)).astype(np.float32)
         probs = np.asarray(distribute(state_of(batch=8, vocab=vocab, **fields), logits))
         for row in range(8):
             warpers = [getattr(processors, f"{kind}LogitsWarper")(values[row]) for kind, values in kinds.values()]
