@@ -37,9 +37,17 @@ Temperature = Annotated[float | None, typer.Option(help="Randomness; 0 takes the
 TopK = Annotated[int | None, typer.Option(help="Sample among the k most likely tokens; 0: all.")]
 TopP = Annotated[float | None, typer.Option(help="Sample among the likeliest tokens with this much probability.")]
 MinP = Annotated[float | None, typer.Option(help="Drop tokens less likely than this times the likeliest.")]
+TypicalP = Annotated[
+    float | None, typer.Option(help="Sample among the most typical tokens with this much probability.")
+]
+TopNSigma = Annotated[
+    float | None, typer.Option(help="Drop scores so many standard deviations below the best; 0: none.")
+]
+MirostatTau = Annotated[float | None, typer.Option(help="Hold the surprise of a token at so many bits; 0: off.")]
 Repetition = Annotated[float | None, typer.Option(help="Divide the scores of tokens seen before; 1: none.")]
 Presence = Annotated[float | None, typer.Option(help="Subtract from the scores of tokens generated before, once.")]
 Frequency = Annotated[float | None, typer.Option(help="The same, for each time that they were generated.")]
+NoRepeatNgram = Annotated[int | None, typer.Option(help="Never emit so many tokens in a row twice; 0: off.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Stop after so many tokens.")]
 Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Stop where this text appears; may be given several times.")]
@@ -69,9 +77,13 @@ def generate(
     top_k: TopK = None,
     top_p: TopP = None,
     min_p: MinP = None,
+    typical_p: TypicalP = None,
+    top_n_sigma: TopNSigma = None,
+    mirostat_tau: MirostatTau = None,
     repetition_penalty: Repetition = None,
     presence_penalty: Presence = None,
     frequency_penalty: Frequency = None,
+    no_repeat_ngram: NoRepeatNgram = None,
     max_new_tokens: MaxNewTokens = 128,
     seed: Seed = 0,
     stop: Stop = None,
@@ -90,9 +102,13 @@ def generate(
             "top_k": top_k,
             "top_p": top_p,
             "min_p": min_p,
+            "typical_p": typical_p,
+            "top_n_sigma": top_n_sigma,
+            "mirostat_tau": mirostat_tau,
             "repetition_penalty": repetition_penalty,
             "presence_penalty": presence_penalty,
             "frequency_penalty": frequency_penalty,
+            "no_repeat_ngram": no_repeat_ngram,
         },
     ) | {"max_new_tokens": max_new_tokens, "seed": seed, "stop": tuple(stop or ())}
     text = terminal.read_prompt(text)

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jaxinfer.cache.store import Cache
 from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Verdict
 from jaxinfer.decoding.sampling import observe
-from jaxinfer.decoding.trees import ancestors
 from jaxinfer.model import Output, Transformer, forward, logits_of
 
 
@@ -62,7 +61,7 @@ def step(method: DecodeMethod, ctx: Context, state: DecodeState) -> DecodeState:
         n=total,
         done=state.done | stopped | (total >= state.limit),
         cache=cache,
-        sampling=None if state.sampling is None else observe(state.sampling, verdict.emit, n),
+        sampling=None if state.sampling is None else observe(state.sampling, verdict.emit, n, verdict.surprise),
         logprobs=None if state.logprobs is None else state.logprobs.at[rows, place].set(logprobs, mode="drop"),
         aux=verdict.aux,
         held=draft.held,
@@ -90,9 +89,8 @@ def _judge(
     """
 
     def score(draft: Draft) -> tuple[Output, Verdict, jax.Array | None]:
-        tree = None if draft.parent is None else ancestors(draft.parent)
         positions = state.cache.length[:, None] + draft.depth
-        output = forward(ctx.model, ctx.params, draft.tokens, positions, state.cache, tree=tree, decoding=True)
+        output = forward(ctx.model, ctx.params, draft.tokens, positions, state.cache, tree=draft.tree, decoding=True)
         logits = logits_of(ctx.model, ctx.params, output.hidden)
         with jax.named_scope("verify"):
             verdict = method.verify(ctx, state, draft, output, logits)

@@ -149,6 +149,7 @@ class Generation:
         logprobs: bool,
     ):
         cfg = target.model.cfg
+        sampling.check_width(method.width)
         lengths = np.array([len(p) for p in prompts], np.int32)
         ends = np.minimum(lengths + np.asarray(limits, np.int32), cfg.max_positions + 1).astype(np.int32)
         buffer = max(SMALLEST_BUFFER, power_of_two(int(ends.max())))

@@ -113,11 +113,12 @@ def test_generate_passes_its_options_on(jaxinfer_):
 
 def test_sampling_options_ask_for_sampling_and_no_chat_for_plain_text(jaxinfer_):
     model = Model()
-    jaxinfer_("generate", "Hi", "--no-chat", "--temperature", "0.5", "--top-k", "9", model=model)
+    given = "--temperature 0.5 --top-k 9 --no-repeat-ngram 3"
+    jaxinfer_("generate", "Hi", "--no-chat", *given.split(), model=model)
     [(prompt, options)] = model.asked
     assert prompt == "Hi"
     assert options["method"] == jaxinfer.Sample()
-    assert options["sampling"] == jaxinfer.Sampling(temperature=0.5, top_k=9)
+    assert options["sampling"] == jaxinfer.Sampling(temperature=0.5, top_k=9, no_repeat_ngram=3)
     assert options["policy"] is None
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxinfer.cache.store import Cache
-from jaxinfer.decoding.trees import depths
+from jaxinfer.decoding.trees import ancestors, depths
 from jaxinfer.model import Output, Transformer
 
 
@@ -83,6 +83,11 @@ class Draft:
         """i32[B, T], or i32[T] for a chain: how far behind the pending token each column stands."""
         return jnp.arange(self.tokens.shape[1], dtype=jnp.int32) if self.parent is None else depths(self.parent)
 
+    @property
+    def tree(self) -> jax.Array | None:
+        """bool[B, T, T]: which column sees which; None for a chain."""
+        return None if self.parent is None else ancestors(self.parent)
+
     def first(self, columns: int) -> "Draft":
         """The draft without the columns behind the first few."""
         parent, proposal = (None if x is None else x[:, :columns] for x in (self.parent, self.proposal))
@@ -97,6 +102,7 @@ class Verdict:
     n: jax.Array  # i32[B]
     take: jax.Array | None = None  # i32[B, E]; None: the first n columns, in order
     aux: Any = None
+    surprise: jax.Array | None = None  # f32[B], in bits, from a method that draws one token a step: for mirostat
 
 
 @runtime_checkable

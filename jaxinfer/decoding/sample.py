@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
-from jaxinfer.decoding.verify import accept
+from jaxinfer.decoding.verify import accept_one
 from jaxinfer.model import Output
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Temperature, top-k, top-p (nucleus), min-p and penalties, one token a step; temperature 0 is greedy."""
+    """Temperature, truncations and penalties as `Sampling` has them, one token a step; temperature 0 is greedy."""
 
     samples: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ()
@@ -26,4 +26,5 @@ class Sample:
         return Draft(state.pending[:, None], size=jnp.ones_like(state.n))
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
-        return Verdict(*accept(state, draft, logits))
+        accepted, surprise = accept_one(state, draft, logits)
+        return Verdict(*accepted, surprise=surprise)

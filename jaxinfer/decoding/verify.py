@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.decoding.method import DecodeState, Draft
-from jaxinfer.decoding.sampling import SamplingState, distribution, penalize
+from jaxinfer.decoding.penalties import penalize
+from jaxinfer.decoding.sampling import SamplingState, distribution
 from jaxinfer.decoding.trees import ancestors
 
 
@@ -34,8 +35,7 @@ def accept(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
     if state.sampling is None:
         chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     else:
-        logits = penalize(state.sampling, logits, draft.tokens)
-        chosen = choose(state.sampling, logits, state.keys(draft.depth))
+        chosen = choose(state.sampling, penalize(state, logits, draft.tokens, draft.tree), state.keys(draft.depth))
     if draft.parent is None:
         return accept_chain(draft.tokens, draft.size, chosen)
     return accept_tree(draft.tokens, draft.size, draft.parent, chosen)
@@ -52,13 +52,32 @@ def accept_drawn(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepte
         return accept(state, draft, logits)
 
     def sampled(logits):
-        target = distribution(state.sampling, penalize(state.sampling, logits, draft.tokens))
+        target = distribution(state.sampling, penalize(state, logits, draft.tokens, draft.tree))
         keys = state.keys(jnp.zeros(1, jnp.int32))[:, 0]
         if draft.parent is None:
             return accept_sampled(draft.tokens, draft.size, target, keys, proposal)
         return accept_sampled_tree(draft.tokens, draft.size, draft.parent, target, keys, proposal)
 
     return jax.lax.cond(jnp.all(state.sampling.temperature == 0), lambda x: accept(state, draft, x), sampled, logits)
+
+
+def accept_one(state: DecodeState, draft: Draft, logits: jax.Array) -> tuple[Accepted, jax.Array]:
+    """`accept` for a draft of the pending token alone, and the surprise float32[B] of what is emitted.
+
+    In bits, under the distribution that it was drawn from: what mirostat corrects itself by. 0 if nothing was drawn.
+    """
+
+    def greedily(logits):
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.zeros(logits.shape[0], jnp.float32)
+
+    def sampled(logits):
+        probs = distribution(state.sampling, logits)
+        token = draw(state.keys(draft.depth), probs)
+        return token, -jnp.log2(jnp.take_along_axis(probs[:, 0], token, axis=-1)[:, 0])
+
+    logits = penalize(state, logits, draft.tokens)
+    token, surprise = jax.lax.cond(jnp.all(state.sampling.temperature == 0), greedily, sampled, logits)
+    return Accepted(token, jnp.ones_like(state.n)), surprise
 
 
 def choose(sampling: SamplingState, logits: jax.Array, keys: jax.Array) -> jax.Array:

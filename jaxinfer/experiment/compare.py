@@ -7,6 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 REFERENCE = "greedy (reference)"  # the name of a baseline that the config did not ask for
+NEUTRAL = {  # what changes greedy's output, and the value that does not
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "no_repeat_ngram": 0,
+    "logit_bias": [],
+    "bad_words": [],
+}
 
 
 @dataclass(frozen=True)
@@ -56,10 +64,10 @@ def is_sampled(row: Mapping[str, Any]) -> bool:
     return (row["sampling"] or {}).get("temperature", default) > 0
 
 
-def penalties(row: Mapping[str, Any]) -> dict[str, float]:
+def penalties(row: Mapping[str, Any]) -> dict[str, Any]:
     """The penalties of a row that are not neutral: they change what greedy decoding emits."""
-    neutral = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-    return {key: value for key, value in (row["sampling"] or {}).items() if value != neutral.get(key, value)}
+    given = {key: list(x) if isinstance(x, tuple) else x for key, x in (row["sampling"] or {}).items()}
+    return {key: value for key, value in given.items() if value != NEUTRAL.get(key, value)}
 
 
 def identical(row: Mapping[str, Any], other: Mapping[str, Any]) -> int:

@@ -27,7 +27,9 @@ def policy(spec: Mapping[str, Any], path: Keys, origin: Origin):
 
 def sampling(spec: Mapping[str, Any], path: Keys, origin: Origin):
     """`jaxinfer.Sampling` with one number a field: in an experiment all prompts of a row share them."""
-    hints = {field.name: type(field.default) for field in dataclasses.fields(jaxinfer.Sampling)}
+    hints: dict[str, Any] = {field.name: type(field.default) for field in dataclasses.fields(jaxinfer.Sampling)}
+    hints["logit_bias"] = dict[int, float] | tuple[tuple[int, float], ...]  # pairs are what `as_mapping` gives
+    hints["bad_words"] = tuple[tuple[int, ...], ...]
     return _construct("sampling", jaxinfer.Sampling, hints, spec, path, origin)
 
 

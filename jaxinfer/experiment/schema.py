@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import jaxinfer
+from jaxinfer.errors import InputError
 from jaxinfer.experiment import merge, registry
 from jaxinfer.experiment.merge import Keys, Origin, show
 from jaxinfer.transform.context import KINDS, Kind
@@ -240,7 +241,12 @@ def _fill(row: RowSpec, path: Keys, origin: Origin, extras: Collection[str]) -> 
     if sampling is not None:
         if not method.samples:
             raise origin.error((*path, "sampling"), f"method {row.method['name']!r} does not sample; leave it out")
-        sampling = registry.as_mapping(registry.sampling(sampling, (*path, "sampling"), origin))
+        settings = registry.sampling(sampling, (*path, "sampling"), origin)
+        try:
+            settings.check_width(method.width)
+        except InputError as error:
+            raise origin.error((*path, "sampling"), str(error)) from None
+        sampling = registry.as_mapping(settings)
     return dataclasses.replace(
         row,
         method=registry.as_mapping(method, row.method["name"]),

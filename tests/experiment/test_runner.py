@@ -92,6 +92,17 @@ def test_penalties_change_what_greedy_is(make):
     assert plan[0].sampling == {"temperature": 0.0, "repetition_penalty": 1.2}
 
 
+def test_bans_and_biases_change_what_greedy_is_and_truncations_do_not(make):
+    bans = "no_repeat_ngram: 2, logit_bias: {5: -1}, bad_words: [[1, 2]]"
+    plan = runner.plan(make(f"rows.2.sampling={{temperature: 0, top_n_sigma: 1, typical_p: 0.9, {bans}}}"))
+    assert [row.name for row in plan] == ["greedy (reference)", "greedy", "sampling", "lookup <8>"]
+    given = {"no_repeat_ngram": 2, "logit_bias": [(5, -1.0)], "bad_words": [(1, 2)]}
+    assert plan[0].sampling == {"temperature": 0.0, **given}
+    assert runner.baseline(plan[3], plan) is plan[0]
+    plan = runner.plan(make("rows.2.sampling={temperature: 0, top_n_sigma: 1, bad_words: []}"))
+    assert runner.baseline(plan[2], plan).name == "greedy"
+
+
 def test_an_interruption_keeps_the_finished_rows_and_resuming_skips_them(make):
     config, model = make(), FakeModel(interrupt_at=8)  # six calls for greedy: within the second
     with pytest.raises(Interrupted) as stop:

@@ -115,12 +115,30 @@ def test_a_bare_method_replaces_the_method_with_its_parameters(make):
         ("rows.1.sampling.temprature=1", "sampling has no such parameter; nearest: 'temperature'"),
         ("rows.1.sampling.temperature=hot", "rows.1.sampling.temperature: expected a number, got 'hot'"),
         ("rows.0.sampling.temperature=1", "rows.0.sampling: method 'greedy' does not sample; leave it out"),
+        ("rows.1.sampling.no_repeat_ngram=2.5", "sampling.no_repeat_ngram: expected a whole number, got 2.5"),
+        ("rows.1.sampling.bad_words=[7]", "rows.1.sampling.bad_words: expected a list, got [7]"),
+        ("rows.1.sampling.logit_bias=7", "rows.1.sampling.logit_bias: expected a mapping or a list, got 7"),
+        (
+            "rows.2.sampling.mirostat_tau=3",
+            "mirostat_tau=3.0 needs a method that scores one token a step, such as Sample; this one scores 8",
+        ),
     ],
 )
 def test_a_bad_override_is_one_line_that_names_it_and_what_would_be_right(make, override, expected):
     message = error_of(make, override)
     assert message.startswith(f"override {override!r}: ")
     assert message.endswith(expected)
+
+
+def test_biases_and_bad_words_survive_the_file_of_a_run(make, tmp_path):
+    settings = "{logit_bias: {50: -1, 7: 2.5}, bad_words: [[1, 2], [3]], no_repeat_ngram: 3}"
+    config = make(f"rows.1.sampling={settings}")
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(config.to_mapping()))
+    again = load_config(tmp_path / "again.yaml")
+    assert again == config
+    row = again.rows[1]
+    assert row.sampling["logit_bias"] == ((50, -1.0), (7, 2.5))
+    assert row.sampling["bad_words"] == ((1, 2), (3,))
 
 
 @pytest.mark.parametrize(
