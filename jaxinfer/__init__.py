@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from jaxinfer.api import Model, Result, Stream, load
     from jaxinfer.cache import POLICIES, Cache, CachePolicy, Dense, Window
     from jaxinfer.config import LayerKind, ModelConfig, Rope, RopeScaling, Segment
-    from jaxinfer.decoding import METHODS, DecodeMethod, Greedy, Lookup, Sample, Sampling, Speculative
+    from jaxinfer.decoding import METHODS, Adaptive, DecodeMethod, Greedy, Lookup, Sample, Sampling, Speculative
     from jaxinfer.errors import InputError
     from jaxinfer.generation import Stats
 
@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "POLICIES",
+    "Adaptive",
     "Cache",
     "CachePolicy",
     "DecodeMethod",
@@ -46,7 +47,16 @@ _HOMES = {
     "jaxinfer.api": ("Model", "Result", "Stream", "load"),
     "jaxinfer.cache": ("POLICIES", "Cache", "CachePolicy", "Dense", "Window"),
     "jaxinfer.config": ("LayerKind", "ModelConfig", "Rope", "RopeScaling", "Segment"),
-    "jaxinfer.decoding": ("METHODS", "DecodeMethod", "Greedy", "Lookup", "Sample", "Sampling", "Speculative"),
+    "jaxinfer.decoding": (
+        "METHODS",
+        "Adaptive",
+        "DecodeMethod",
+        "Greedy",
+        "Lookup",
+        "Sample",
+        "Sampling",
+        "Speculative",
+    ),
     "jaxinfer.errors": ("InputError",),
     "jaxinfer.generation": ("Stats",),
 }

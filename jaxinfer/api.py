@@ -143,13 +143,13 @@ class Model:
 
     def logits(self, tokens: Any) -> jax.Array:
         """tokens int[B, T] -> float32[B, T, V]: column t speaks about the token at t + 1."""
-        return scoring.logits(self.target, self._policy(None), self._batch(tokens))
+        return scoring.logits(self.target, self.default_policy(None), self._batch(tokens))
 
     def routing(self, tokens: Any) -> dict[str, RouterStats]:
         """tokens int[B, T] -> by layer kind, what the routers of its layers do with them: arrays [L, ...]."""
         if not any(kind.moe for kind in self.config.kinds):
             raise InputError(f"{self.name} has no mixture of experts")
-        return scoring.routing(self.target, self._policy(None), self._batch(tokens))
+        return scoring.routing(self.target, self.default_policy(None), self._batch(tokens))
 
     def _batch(self, tokens: Any) -> np.ndarray:
         tokens = scoring.check_batch(tokens)
@@ -182,7 +182,7 @@ class Model:
         seeds = _per_row(seed, len(ids), "seed", least=0)
         if isinstance(seed, int):
             seeds = [seed + row for row in range(len(ids))]
-        policy, method = self._policy(policy), method or (Greedy() if sampling is None else Sample())
+        policy, method = self.default_policy(policy), method or (Greedy() if sampling is None else Sample())
         for name in method.needs:
             if name not in self.extras:
                 raise InputError(f"method {type(method).__name__} needs a {name}: model.attach({name}=...)")
@@ -194,7 +194,8 @@ class Model:
         stop = self.tokenizer.stop_ids if self.tokenizer else ()
         return Generation(self.target, ids, limits, method, policy, sampling or default, seeds, stop, logprobs)
 
-    def _policy(self, policy: CachePolicy | None) -> CachePolicy:
+    def default_policy(self, policy: CachePolicy | None = None) -> CachePolicy:
+        """`policy`, or the exact one that suits the model: Window, and Dense where no layer has a window."""
         windowed = any(kind.window for kind in self.config.kinds)
         return policy or (Window() if windowed else Dense())
 

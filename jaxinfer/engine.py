@@ -66,6 +66,8 @@ def step(method: DecodeMethod, ctx: Context, state: DecodeState) -> DecodeState:
         aux=verdict.aux,
         held=draft.held,
         steps=state.steps + alive,
+        guessed=state.guessed + (alive & (draft.size > 1)),
+        runs=state.runs.at[rows[:, 0], n].add(alive),
         proposed=state.proposed + jnp.where(alive, draft.size - 1, 0),
         accepted=state.accepted + jnp.where(alive, jnp.maximum(n - 1, 0), 0),
     )

@@ -34,6 +34,8 @@ class Stats:
     """What a generation did, a value for each row, and what it cost."""
 
     steps: list[int]  # forwards of the target that the row took part in
+    guessed: list[int]  # of these, forwards over at least one guess
+    runs: list[list[int]]  # how many steps emitted no token, one, two, up to the method's width
     proposed: list[int]  # draft tokens proposed
     accepted: list[int]  # draft tokens accepted
     emitted: list[int]  # new tokens
@@ -197,12 +199,15 @@ class Generation:
             aux=None,
             held=None,
             steps=per_row(zeros),
+            guessed=per_row(zeros),
+            runs=per_row(np.zeros((len(prompts), method.width + 1), np.int32)),
             proposed=per_row(zeros),
             accepted=per_row(zeros),
         )
         ctx = Context(target.params, extras, target.model)
         held = method.hold(ctx, state) if hasattr(method, "hold") else None
-        self.state = dataclasses.replace(state, aux=method.init(ctx, state), held=held)
+        aux = jax.tree.map(jnp.copy, method.init(ctx, state))  # it may be made of parts of the state, which are donated
+        self.state = dataclasses.replace(state, aux=aux, held=held)
         # The caches of companions move with the state from here on.
         self.extras = {
             name: dataclasses.replace(extra, cache=None) if isinstance(extra, Companion) else extra
@@ -261,6 +266,8 @@ class Generation:
         live = sum(np.minimum((self.lengths + ends) / 2, pos.shape[1]).sum() for pos in positions)
         return Stats(
             steps=np.asarray(state.steps).tolist(),
+            guessed=np.asarray(state.guessed).tolist(),
+            runs=np.asarray(state.runs).tolist(),
             proposed=np.asarray(state.proposed).tolist(),
             accepted=np.asarray(state.accepted).tolist(),
             emitted=(ends - self.lengths).tolist(),

@@ -18,7 +18,20 @@ import jaxinfer
 from jaxinfer import cli
 from jaxinfer.generation import Stats
 
-STATS = Stats([2], [7], [3], [5], [9], {"prefill": 0.5, "decode": 0.25, "compile": 1.5}, 1000, 100, 10, 1000)
+STATS = Stats(
+    [2],
+    [1],
+    [[0, 1, 0, 0, 1]],
+    [7],
+    [3],
+    [5],
+    [9],
+    {"prefill": 0.5, "decode": 0.25, "compile": 1.5},
+    1000,
+    100,
+    10,
+    1000,
+)
 
 
 class Stream:

@@ -1,5 +1,6 @@
 """Decode methods, one file each, and the registry that configs resolve names in."""
 
+from jaxinfer.decoding.adaptive import Adaptive
 from jaxinfer.decoding.greedy import Greedy
 from jaxinfer.decoding.lookup import Lookup
 from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Verdict
@@ -12,10 +13,12 @@ METHODS: dict[str, type[DecodeMethod]] = {
     "sample": Sample,
     "lookup": Lookup,
     "speculative": Speculative,
+    "adaptive": Adaptive,
 }
 
 __all__ = [
     "METHODS",
+    "Adaptive",
     "Context",
     "DecodeMethod",
     "DecodeState",

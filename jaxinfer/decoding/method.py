@@ -1,6 +1,6 @@
 """The contract of a decode method: propose a draft, verify it against one forward of the target."""
 
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,8 @@ class DecodeState:
     aux: Any  # the method's own state, as verify leaves it
     held: Any  # what only propose changes of it, such as the cache of a draft model
     steps: jax.Array  # i32[B]: target forwards spent on this row
+    guessed: jax.Array  # i32[B]: of these, forwards over at least one guess
+    runs: jax.Array  # i32[B, width + 1]: how many steps emitted so many tokens
     proposed: jax.Array  # i32[B]: draft tokens proposed
     accepted: jax.Array  # i32[B]: draft tokens accepted
 
@@ -114,8 +116,13 @@ class DecodeMethod(Protocol):
     next ones.
     """
 
-    samples: ClassVar[bool]  # whether it takes a Sampling
-    needs: ClassVar[tuple[str, ...]]  # names of the extras that it uses
+    @property
+    def samples(self) -> bool:
+        """Whether it takes a Sampling."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The names of the extras that it uses."""
 
     @property
     def width(self) -> int:

@@ -1,5 +1,6 @@
 """Where prompts come from: a bundled set, a .jsonl file, or the config itself."""
 
+import collections
 import json
 from dataclasses import dataclass
 from importlib import resources
@@ -28,7 +29,7 @@ def bundled() -> list[str]:
 
 
 def load_prompts(spec: PromptSpec, folder: str | Path = ".") -> tuple[Prompt, ...]:
-    """The prompts of an experiment, the first `spec.limit` of them.
+    """The prompts of an experiment: the first `spec.per_family` of each family, of these the first `spec.limit`.
 
     A line of a .jsonl file is {"family", "prompt"}, or {"category", "turns"} as in Spec-Bench, of which the first turn
     is taken. A relative path is looked for below the working folder, then below `folder` (the config's).
@@ -43,7 +44,13 @@ def load_prompts(spec: PromptSpec, folder: str | Path = ".") -> tuple[Prompt, ..
         prompts = [_parse(line, f"{where}:{number}") for number, line in lines if line.strip()]
     if not prompts:
         raise InputError(f"{where}: holds no prompts")
-    return tuple(prompts[: spec.limit])
+    seen: collections.Counter[str] = collections.Counter()
+    chosen = []
+    for prompt in prompts:
+        seen[prompt.family] += 1
+        if spec.per_family is None or seen[prompt.family] <= spec.per_family:
+            chosen.append(prompt)
+    return tuple(chosen[: spec.limit])
 
 
 def _find(source: str, folder: Path) -> tuple[str, str]:

@@ -15,8 +15,12 @@ from jaxinfer.errors import nearest
 from jaxinfer.experiment.merge import Keys, Origin, show
 
 
-def method(spec: Mapping[str, Any], path: Keys, origin: Origin):
+def method(spec: Mapping[str, Any] | str, path: Keys, origin: Origin):
     """The decode method that `spec` describes. Raises InputError, as the others here."""
+    if isinstance(spec, str):
+        spec = {"name": spec}
+    if not isinstance(spec, Mapping):
+        raise origin.error(path, f"expected a mapping, got {show(spec)}")
     return _named("method", jaxinfer.METHODS, spec, path, origin)
 
 
@@ -35,7 +39,9 @@ def sampling(spec: Mapping[str, Any], path: Keys, origin: Origin):
 
 def as_mapping(thing: Any, name: str | None = None) -> dict[str, Any]:
     """The inverse of the functions above: the fields of a dataclass, after its `name` if it has one."""
+    names = {cls: name for name, cls in jaxinfer.METHODS.items()}
     fields = {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}
+    fields = {key: as_mapping(x, names[type(x)]) if type(x) in names else x for key, x in fields.items()}
     return fields if name is None else {"name": name, **fields}
 
 
@@ -83,7 +89,12 @@ def _construct(what: str, cls: type, hints: Mapping, parameters: Mapping, path: 
     for key in parameters:
         if key not in names:
             raise origin.error((*path, key), f"{what} has no such parameter{suggest(key, names)}")
-    values = {key: _typed(value, hints[key], (*path, key), origin) for key, value in parameters.items()}
+    values = {
+        key: method(value, (*path, key), origin)  # one method within another
+        if hints[key] is jaxinfer.DecodeMethod
+        else _typed(value, hints[key], (*path, key), origin)
+        for key, value in parameters.items()
+    }
     try:
         return cls(**values)
     except (ValueError, TypeError) as error:

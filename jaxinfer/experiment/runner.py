@@ -205,6 +205,8 @@ def _records(prompts: tuple[Prompt, ...], outputs: list) -> list[dict[str, Any]]
                     "tokens": [int(token) for token in tokens],
                     "prompt_tokens": int(stats.prompt_tokens[index]),
                     "steps": int(stats.steps[index]),
+                    "guessed": int(stats.guessed[index]),
+                    "runs": stats.runs[index],
                     "emitted": int(stats.emitted[index]),
                     "proposed": int(stats.proposed[index]),
                     "accepted": int(stats.accepted[index]),

@@ -69,11 +69,13 @@ class ModelSpec:
 class PromptSpec:
     """Which prompts: the name of a bundled set, a .jsonl file, or the prompts themselves.
 
-    `limit` takes the first prompts only; `chat` wraps each as one user turn of the model's chat template.
+    `per_family` takes the first few of each family, `limit` the first of all; `chat` wraps each as one user turn of the
+    model's chat template.
     """
 
     source: str | tuple[str, ...] = "quickstart"
     limit: int | None = None
+    per_family: int | None = None
     chat: bool = True
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
@@ -205,15 +207,17 @@ def _check_values(config: Experiment, origin: Origin) -> None:
         value = getattr(config.decoding, key)
         if not low <= value < 2**31:
             raise origin.error(("decoding", key), f"expected a whole number from {low}, got {value}")
-    if config.prompts.limit is not None and config.prompts.limit < 1:
-        raise origin.error(("prompts", "limit"), f"expected a whole number from 1, or null, got {config.prompts.limit}")
+    for key in ("limit", "per_family"):
+        value = getattr(config.prompts, key)
+        if value is not None and value < 1:
+            raise origin.error(("prompts", key), f"expected a whole number from 1, or null, got {value}")
     context = config.model.context
     if context and not 1 <= context.factor < math.inf:
         raise origin.error(("model", "context", "factor"), f"expected a number from 1, got {show(context.factor)}")
     for path, text in ((("model", "source"), config.model.source), (("output",), config.output)):
         if not text.strip():
             raise origin.error(path, "is empty")
-    known = {name for method in jaxinfer.METHODS.values() for name in method.needs}
+    known = {name for method in jaxinfer.METHODS.values() for name in method().needs}
     for name in config.extras:
         if name not in known:
             raise origin.error(("extras", name), f"no method uses it{registry.suggest(name, sorted(known))}")

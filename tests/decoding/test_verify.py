@@ -133,6 +133,17 @@ def test_acceptance_is_as_likely_as_the_distributions_overlap(vocab):
     assert abs(rate - expected) < 5 * np.sqrt(expected * (1 - expected) / (trial.size >= 2).sum())
 
 
+@pytest.mark.parametrize(("a", "width"), [(0.3, 3), (0.8, 6)])
+def test_tokens_a_step_follow_from_the_acceptance(a, width):
+    """(1 - a^(gamma + 1)) / (1 - a) for acceptance a of each guess, gamma guesses (Leviathan et al. 2023, eq. 1)."""
+    p, q = np.array([a, 1 - a, 0, 0], np.float32), np.array([a, 0, 0.5, 0.5], np.float32)
+    q[2:] *= 1 - a
+    drafts = np.random.default_rng(0).choice(4, (SAMPLES, width), p=q.astype(np.float64) / q.sum(dtype=np.float64))
+    target, proposal = (np.broadcast_to(x, (SAMPLES, width, 4)) for x in (p, q))
+    _, n, _ = sampled(drafts.astype(np.int32), np.full(SAMPLES, width, np.int32), target, keys_of(2), proposal)
+    assert np.mean(n) == pytest.approx((1 - a**width) / (1 - a), rel=0.02)
+
+
 @pytest.mark.parametrize("vocab", [8, 16])
 def test_a_perfect_proposal_is_always_accepted(vocab):
     p = random_probs(5, vocab, spread=3.0)

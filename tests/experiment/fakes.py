@@ -44,6 +44,8 @@ class FakeModel:
         emitted = [len(out) for out in tokens]
         stats = Stats(
             steps=[-(-n // width) for n in emitted],
+            guessed=[-(-n // width) * (width > 1) for n in emitted],
+            runs=[[0, n % width, n // width] if width == 2 else [0, n] for n in emitted],
             proposed=[n * (width - 1) for n in emitted],
             accepted=[n - -(-n // width) for n in emitted],
             emitted=emitted,

@@ -68,6 +68,8 @@ def test_every_prompt_leaves_a_record(make):
         "prompt_tokens": 6,
         "steps": 2,
         "emitted": 4,
+        "guessed": 2,
+        "runs": [0, 0, 2],
         "proposed": 4,
         "accepted": 2,
     }

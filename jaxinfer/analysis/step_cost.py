@@ -1,0 +1,86 @@
+"""What a decode step costs by its width: the machine's side of every method that guesses."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinfer.cache import CachePolicy
+from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
+from jaxinfer.decoding.sampling import Sampling
+from jaxinfer.generation import Generation
+from jaxinfer.model import Output
+
+if TYPE_CHECKING:
+    from jaxinfer.api import Model
+
+
+@dataclass(frozen=True)
+class Still:
+    """A method for measuring: it scores `width` tokens a step and accepts none of its guesses."""
+
+    width: int
+
+    samples: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def init(self, ctx: Context, state: DecodeState) -> None:
+        return None
+
+    def propose(self, ctx: Context, state: DecodeState) -> Draft:
+        return Draft(jnp.repeat(state.pending[:, None], self.width, axis=1), size=jnp.full_like(state.n, self.width))
+
+    def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
+        return Verdict(jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.ones_like(state.n))
+
+
+def step_seconds(
+    model: "Model",
+    widths: Sequence[int],
+    batch: int = 1,
+    live: int = 128,
+    rounds: int = 5,
+    steps: int = 12,
+    policy: CachePolicy | None = None,
+) -> dict[int, float]:
+    """Seconds of a decode step by width: the median of `rounds`, in which the widths take turns.
+
+    Every row has `live` tokens in the cache at the beginning, and `steps` more after each round.
+    """
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(0, model.config.vocab_size, (batch, live)).tolist()
+    chosen = model.default_policy(policy)
+    running = {}
+    for width in dict.fromkeys(widths):
+        limits, seeds = [steps * (rounds + 2)] * batch, [0] * batch
+        running[width] = Generation(
+            model.target, prompts, limits, Still(width), chosen, Sampling(), seeds, (), logprobs=False
+        )
+        running[width].advance(1)
+    found: dict[int, list[float]] = {width: [] for width in running}
+    for _ in range(rounds):
+        for width, generation in running.items():
+            start = time.perf_counter()
+            generation.advance(steps)
+            found[width].append((time.perf_counter() - start) / steps)
+    return {width: statistics.median(seconds) for width, seconds in found.items()}
+
+
+def acceptance_to_break_even(ratio: float, width: int) -> float | None:
+    """The acceptance a at which a chain pays for itself: (1 - a^width) / (1 - a) tokens a step = ratio of step times.
+
+    Leviathan et al. 2023, equation 1, with width = gamma + 1. None if no acceptance is enough.
+    """
+    if ratio > width:
+        return None
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        a = (low + high) / 2
+        tokens = sum(a**i for i in range(width))
+        low, high = (a, high) if tokens < ratio else (low, a)
+    return high

@@ -1,0 +1,85 @@
+"""A switch around a method: guesses that do not pay are not made."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxinfer.decoding.lookup import Lookup
+from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Verdict
+from jaxinfer.errors import InputError
+from jaxinfer.model import Output
+
+START = 1.25  # a row begins with the benefit of the doubt: so many times the break-even
+FADING = 0.8  # weight of the past in the running mean: five poor steps switch a row off
+
+
+@struct.dataclass
+class Switch:
+    """Of each row: what steps with guesses emit, a running mean f32[B]; steps without one since, i32[B]."""
+
+    gain: jax.Array
+    quiet: jax.Array
+    aux: Any  # the method's own
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Another method, switched off in each row while its steps emit less than they cost, and tried now and then."""
+
+    method: DecodeMethod = field(default_factory=Lookup)
+    break_even: float = 1.5  # time of a step with guesses over that of one without: `experiments/when_it_pays.py`
+    probe: int = 32  # steps without guesses before the next try
+
+    def __post_init__(self):
+        if isinstance(self.method, Adaptive):
+            raise InputError("method must not be adaptive itself")
+        if not self.break_even >= 1:
+            raise InputError(f"break_even={self.break_even} must be at least 1")
+        if self.probe < 1:
+            raise InputError(f"probe={self.probe} must be at least 1")
+
+    @property
+    def width(self) -> int:
+        return self.method.width
+
+    @property
+    def samples(self) -> bool:
+        return self.method.samples
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return self.method.needs
+
+    def check(self, model: Any, policy: Any) -> None:
+        if hasattr(self.method, "check"):
+            self.method.check(model, policy)
+
+    def hold(self, ctx: Context, state: DecodeState) -> Any:
+        return self.method.hold(ctx, state) if hasattr(self.method, "hold") else None
+
+    def init(self, ctx: Context, state: DecodeState) -> Switch:
+        gain = jnp.full(state.n.shape, START * self.break_even, jnp.float32)
+        return Switch(gain, jnp.zeros_like(state.n), self.method.init(ctx, state))
+
+    def propose(self, ctx: Context, state: DecodeState) -> Draft:
+        off = self._off(state.aux)
+        draft = self.method.propose(ctx, dataclasses.replace(state, aux=state.aux.aux, done=state.done | off))
+        return dataclasses.replace(draft, size=jnp.where(off, 1, draft.size))
+
+    def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
+        verdict = self.method.verify(ctx, dataclasses.replace(state, aux=state.aux.aux), draft, output, logits)
+        switch, guessed, was_off = state.aux, draft.size > 1, state.aux.gain < self.break_even
+        gain = FADING * switch.gain + (1 - FADING) * verdict.n
+        # One good try switches a row on again.
+        gain = jnp.where(was_off & (verdict.n > self.break_even), START * self.break_even, gain)
+        new = Switch(
+            jnp.where(guessed, gain, switch.gain), jnp.where(guessed | ~was_off, 0, switch.quiet + 1), verdict.aux
+        )
+        return dataclasses.replace(verdict, aux=new)
+
+    def _off(self, switch: Switch) -> jax.Array:
+        return (switch.gain < self.break_even) & (switch.quiet < self.probe)

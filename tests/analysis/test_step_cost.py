@@ -1,0 +1,25 @@
+import pytest
+
+from jaxinfer.analysis.step_cost import Still, acceptance_to_break_even, step_seconds
+
+
+def test_every_width_is_measured_and_emits_one_token_a_step(tiny_llama, ragged):
+    seconds = step_seconds(tiny_llama, [1, 4, 1], batch=2, live=16, rounds=2, steps=3)
+    assert list(seconds) == [1, 4]
+    assert all(value > 0 for value in seconds.values())
+    prompts = ragged((5, 9))
+    still = tiny_llama.generate(prompts, max_new_tokens=10, method=Still(4))
+    assert still.tokens == tiny_llama.generate(prompts, max_new_tokens=10).tokens
+    assert still.stats.steps == still.stats.guessed == [10, 10]
+    assert still.stats.runs == [[0, 10, 0, 0, 0]] * 2
+
+
+@pytest.mark.parametrize(("a", "width"), [(0.5, 2), (0.8, 8), (0.95, 4)])
+def test_the_acceptance_that_pays_is_the_inverse_of_expected_tokens(a, width):
+    tokens = (1 - a**width) / (1 - a)
+    assert acceptance_to_break_even(tokens, width) == pytest.approx(a, abs=1e-6)
+
+
+def test_where_nothing_or_anything_pays():
+    assert acceptance_to_break_even(4.1, 4) is None
+    assert acceptance_to_break_even(0.9, 4) == pytest.approx(0, abs=1e-6)

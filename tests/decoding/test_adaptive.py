@@ -1,0 +1,73 @@
+"""The switch around a method: off where guesses do not pay, on again where they do, and the same text throughout."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinfer import Adaptive, InputError, Lookup
+from jaxinfer.decoding import Draft, Verdict
+from jaxinfer.decoding.verify import accept
+
+LENGTHS = (3, 9, 20)
+NEW = 90
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """Guesses what is never said, in rows whose prompt is shorter than `longest`; in others nothing."""
+
+    longest: int
+    width: int = 4
+    samples: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def init(self, ctx, state):
+        return state.n  # the length of the prompt
+
+    def propose(self, ctx, state):
+        tokens = jnp.repeat(state.pending[:, None], self.width, axis=1).at[:, 1:].set(96)
+        return Draft(tokens, size=jnp.where(state.aux < self.longest, self.width, 1))
+
+    def verify(self, ctx, state, draft, output, logits):
+        return Verdict(*accept(state, draft, logits.at[..., 96].set(-1e9)), aux=state.aux)
+
+
+def test_guesses_that_never_hit_are_soon_given_up(tiny_llama, ragged):
+    method = Adaptive(Wrong(longest=15), break_even=1.5, probe=16)
+    plain = tiny_llama.generate(ragged(LENGTHS), max_new_tokens=NEW, method=Wrong(longest=0))
+    result = tiny_llama.generate(ragged(LENGTHS), max_new_tokens=NEW, method=method)
+    assert result.tokens == plain.tokens
+    assert result.stats.steps == [NEW] * 3
+    # gain 1.875, 1.7, 1.56, 1.45: three tries at first, then one behind every sixteen quiet steps.
+    tries = 3 + (NEW - 3) // 17
+    assert result.stats.guessed == [tries, tries, 0]
+
+
+def test_what_pays_stays_on(tiny_llama, ragged):
+    prompts = ragged(LENGTHS)
+    plain = tiny_llama.generate(prompts, max_new_tokens=200, method=Lookup())
+    result = tiny_llama.generate(prompts, max_new_tokens=200, method=Adaptive(Lookup(), break_even=1.0))
+    assert result.tokens == plain.tokens
+    assert result.stats.steps == plain.stats.steps  # a step never emits less than one token
+
+
+def test_a_good_try_switches_on_again(tiny_llama):
+    """Lookup has nothing right to say at first; once the text repeats itself it has."""
+    prompt = np.random.default_rng(1).integers(0, 97, 40).tolist()
+    never = tiny_llama.generate([prompt], max_new_tokens=300, method=Adaptive(Lookup(), break_even=3.0, probe=10**6))
+    again = tiny_llama.generate([prompt], max_new_tokens=300, method=Adaptive(Lookup(), break_even=3.0, probe=8))
+    assert again.tokens == never.tokens
+    assert again.stats.guessed[0] > never.stats.guessed[0] > 0
+    assert again.stats.tokens_per_step > 1.2 * never.stats.tokens_per_step
+
+
+def test_what_it_refuses():
+    with pytest.raises(InputError, match=r"break_even=0\.5 must be at least 1"):
+        Adaptive(break_even=0.5)
+    with pytest.raises(InputError, match="probe=0 must be at least 1"):
+        Adaptive(probe=0)
+    with pytest.raises(InputError, match="must not be adaptive itself"):
+        Adaptive(Adaptive())
