@@ -10,26 +10,47 @@ if TYPE_CHECKING:
     from jaxinfer.api import Model, Result, Stream, load
     from jaxinfer.cache import POLICIES, Cache, CachePolicy, Dense, Window
     from jaxinfer.config import LayerKind, ModelConfig, Rope, RopeScaling, Segment
-    from jaxinfer.decoding import METHODS, DecodeMethod, Greedy, Lookup, Sample, Sampling
+    from jaxinfer.decoding import (
+        LLMA,
+        METHODS,
+        Datastore,
+        DecodeMethod,
+        Greedy,
+        Jacobi,
+        Lookahead,
+        Lookup,
+        Recycling,
+        Retrieval,
+        Sample,
+        Sampling,
+        Suffix,
+        references,
+    )
     from jaxinfer.errors import InputError
     from jaxinfer.generation import Stats
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LLMA",
     "METHODS",
     "POLICIES",
     "Cache",
     "CachePolicy",
+    "Datastore",
     "DecodeMethod",
     "Dense",
     "Greedy",
     "InputError",
+    "Jacobi",
     "LayerKind",
+    "Lookahead",
     "Lookup",
     "Model",
     "ModelConfig",
+    "Recycling",
     "Result",
+    "Retrieval",
     "Rope",
     "RopeScaling",
     "Sample",
@@ -37,15 +58,32 @@ __all__ = [
     "Segment",
     "Stats",
     "Stream",
+    "Suffix",
     "Window",
     "load",
+    "references",
 ]
 
 _HOMES = {
     "jaxinfer.api": ("Model", "Result", "Stream", "load"),
     "jaxinfer.cache": ("POLICIES", "Cache", "CachePolicy", "Dense", "Window"),
     "jaxinfer.config": ("LayerKind", "ModelConfig", "Rope", "RopeScaling", "Segment"),
-    "jaxinfer.decoding": ("METHODS", "DecodeMethod", "Greedy", "Lookup", "Sample", "Sampling"),
+    "jaxinfer.decoding": (
+        "LLMA",
+        "METHODS",
+        "Datastore",
+        "DecodeMethod",
+        "Greedy",
+        "Jacobi",
+        "Lookahead",
+        "Lookup",
+        "Recycling",
+        "Retrieval",
+        "Sample",
+        "Sampling",
+        "Suffix",
+        "references",
+    ),
     "jaxinfer.errors": ("InputError",),
     "jaxinfer.generation": ("Stats",),
 }

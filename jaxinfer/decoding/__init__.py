@@ -1,22 +1,46 @@
 """Decode methods, one file each, and the registry that configs resolve names in."""
 
 from jaxinfer.decoding.greedy import Greedy
+from jaxinfer.decoding.jacobi import Jacobi
+from jaxinfer.decoding.llma import LLMA, references
+from jaxinfer.decoding.lookahead import Lookahead
 from jaxinfer.decoding.lookup import Lookup
 from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Verdict
+from jaxinfer.decoding.recycling import Recycling
+from jaxinfer.decoding.retrieval import Datastore, Retrieval
 from jaxinfer.decoding.sample import Sample
 from jaxinfer.decoding.sampling import Sampling
+from jaxinfer.decoding.suffix import Suffix
 
-METHODS: dict[str, type] = {"greedy": Greedy, "sample": Sample, "lookup": Lookup}
+METHODS: dict[str, type] = {
+    "greedy": Greedy,
+    "sample": Sample,
+    "lookup": Lookup,
+    "suffix": Suffix,
+    "llma": LLMA,
+    "retrieval": Retrieval,
+    "jacobi": Jacobi,
+    "lookahead": Lookahead,
+    "recycling": Recycling,
+}
 
 __all__ = [
+    "LLMA",
     "METHODS",
     "Context",
+    "Datastore",
     "DecodeMethod",
     "DecodeState",
     "Draft",
     "Greedy",
+    "Jacobi",
+    "Lookahead",
     "Lookup",
+    "Recycling",
+    "Retrieval",
     "Sample",
     "Sampling",
+    "Suffix",
     "Verdict",
+    "references",
 ]

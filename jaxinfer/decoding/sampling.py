@@ -103,16 +103,21 @@ def observe(state: SamplingState, emit: jax.Array, n: jax.Array) -> SamplingStat
     return dataclasses.replace(state, counts=state.counts.at[rows, emit].add(counted, mode="drop"))
 
 
-def penalize(state: SamplingState, logits: jax.Array, draft: jax.Array) -> jax.Array:
+def penalize(state: SamplingState, logits: jax.Array, draft: jax.Array, path: jax.Array | None = None) -> jax.Array:
     """Penalties on logits[B, T, V], at each position for the draft tokens i32[B, T] up to it as well.
 
-    draft[:, 0] is the pending token, which is counted already.
+    draft[:, 0] is the pending token, which is counted already. path bool[B, T, T]: which columns stand before each
+    column or are it, if the draft is a tree.
     """
 
     def apply(logits):
         vocab = logits.shape[-1]
-        ahead = jax.nn.one_hot(draft, vocab, dtype=jnp.int32).at[:, 0].set(0)
-        counts = state.counts[:, None] + jnp.cumsum(ahead, axis=1)
+        if path is None:
+            ahead = jnp.cumsum(jax.nn.one_hot(draft, vocab, dtype=jnp.int32).at[:, 0].set(0), axis=1)
+        else:
+            guesses = jax.nn.one_hot(draft, vocab).at[:, 0].set(0.0)
+            ahead = (path.astype(jnp.float32) @ guesses).astype(jnp.int32)
+        counts = state.counts[:, None] + ahead
         seen = state.in_prompt[:, None] | (counts > 0)
         repetition = _column(state.repetition_penalty)
         scaled = jnp.where(logits > 0, logits / repetition, logits * repetition)

@@ -34,7 +34,8 @@ def accept(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
     if state.sampling is None:
         chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     else:
-        logits = penalize(state.sampling, logits, draft.tokens)
+        path = None if draft.parent is None else ancestors(draft.parent)
+        logits = penalize(state.sampling, logits, draft.tokens, path)
         chosen = choose(state.sampling, logits, state.keys(draft.depth))
     if draft.parent is None:
         return accept_chain(draft.tokens, draft.size, chosen)
