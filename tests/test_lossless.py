@@ -7,18 +7,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_methods import NO_MODEL, SMALL, stocked
 
-from jaxinfer import METHODS, POLICIES, Dense, Greedy, Lookup, Sampling, Window
+from jaxinfer import (
+    LLMA,
+    METHODS,
+    POLICIES,
+    Dense,
+    Greedy,
+    Jacobi,
+    LayerKind,
+    Lookahead,
+    Lookup,
+    Model,
+    Recycling,
+    Retrieval,
+    Sampling,
+    Segment,
+    Suffix,
+    Window,
+)
 from jaxinfer.engine import forward, logits_of
 
 COLD = Sampling(temperature=0.0)
-VARIANTS = [*(method() for method in METHODS.values()), Lookup(16, 2)]
+VARIANTS = [*(method for method in SMALL.values() if method not in NO_MODEL), Lookup(16, 2)]
+PLACES = [*(("tiny_gemma", policy()) for policy in POLICIES.values()), ("tiny_segments", Window())]
 LENGTHS = (1, 2, 5, 9, 30, 33, 64, 100)
 NEW = 100
+DOCUMENTS = np.random.default_rng(3).integers(0, 97, (8, NEW)).tolist()
 
 
 def generate(model, prompts, method, **options):
     sampling = COLD if method.samples else None
+    if method.needs and not model.extras:
+        model = stocked(model, DOCUMENTS)
     return model.generate(prompts, method=method, sampling=sampling, **options)
 
 
@@ -55,16 +77,19 @@ def is_most_likely(model, prompt, new):
 
 
 @pytest.mark.parametrize(
-    ("name", "policy"),
-    [*(("tiny_gemma", policy()) for policy in POLICIES.values()), ("tiny_segments", Window())],
+    ("method", "name", "policy"),
+    [
+        *((method, *place) for method in VARIANTS for place in PLACES),
+        *((method, "tiny_gemma", Window()) for method in NO_MODEL),
+    ],
     ids=str,
 )
-@pytest.mark.parametrize("method", VARIANTS, ids=str)
 def test_a_ragged_batch(request, ragged, greedy, method, name, policy):
     tiny, prompts = request.getfixturevalue(name), ragged(LENGTHS)
+    tiny = stocked(tiny, greedy(tiny, prompts, NEW))  # for the methods that need documents
     result = generate(tiny, prompts, method, policy=policy, max_new_tokens=NEW)
     assert result.tokens == greedy(tiny, prompts, NEW)
-    assert (result.stats.tokens_per_step > 1.1) == isinstance(method, Lookup)  # else it shows nothing
+    assert (result.stats.tokens_per_step > 1.1) == (method.width > 1)  # else it shows nothing
     others = ragged(reversed(LENGTHS), seed=1)  # the same programs, other lengths in every row
     limits = [NEW, 3, 20, 1, 7, NEW, 11, 2]
     again = generate(tiny, others, method, policy=policy, max_new_tokens=limits)
@@ -86,9 +111,10 @@ def test_a_sampled_text_is_the_same_however_it_is_cut_into_steps(tiny_gemma, rag
     """A place in the text has a key of its own, so guesses change how many steps it takes and nothing else."""
     prompts, hot = ragged(LENGTHS), Sampling(temperature=[0.05, 0.1, 0.2, 0.05, 0.0, 0.3, 0.1, 1.0], top_p=0.9)
     one = tiny_gemma.generate(prompts, method=METHODS["sample"](), sampling=hot, max_new_tokens=NEW, seed=7)
-    many = tiny_gemma.generate(prompts, method=Lookup(), sampling=hot, max_new_tokens=NEW, seed=7)
-    assert many.tokens == one.tokens
-    assert sum(many.stats.steps) < sum(one.stats.steps)
+    for method in (Lookup(), SMALL["lookahead"]):  # a chain, and a tree
+        many = tiny_gemma.generate(prompts, method=method, sampling=hot, max_new_tokens=NEW, seed=7)
+        assert many.tokens == one.tokens
+        assert sum(many.stats.steps) < sum(one.stats.steps)
     other = tiny_gemma.generate(prompts, method=Lookup(), sampling=hot, max_new_tokens=NEW, seed=8)
     assert [a == b for a, b in zip(other.tokens, one.tokens, strict=True)].count(True) <= 4
 
@@ -107,16 +133,16 @@ def test_prompts_at_the_edges_of_chunks(tiny_gemma, ragged, greedy):
         assert generate(tiny_gemma, [prompts[row]], method, max_new_tokens=n).tokens == [together[row]]
 
 
-@pytest.mark.parametrize("method", [method() for method in METHODS.values()], ids=METHODS)
+@pytest.mark.parametrize("method", SMALL.values(), ids=SMALL)
 def test_one_new_token(tiny_gemma, ragged, greedy, method):
-    prompts = ragged(LENGTHS)
+    prompts = ragged((*LENGTHS[:-1], 140))  # the buffer is that of the other tests, and so is the program
     result = generate(tiny_gemma, prompts, method, max_new_tokens=1)
     assert result.tokens == [row[:1] for row in greedy(tiny_gemma, prompts, NEW)]
     assert result.stats.steps == [1] * len(prompts)
     assert result.stats.accepted == [0] * len(prompts)
 
 
-@pytest.mark.parametrize("method", [method() for method in METHODS.values()], ids=METHODS)
+@pytest.mark.parametrize("method", SMALL.values(), ids=SMALL)
 def test_a_stop_token_within_an_accepted_run(tiny_gemma, ragged, greedy, method):
     """Each of several tokens stops: a row ends behind the first of them, however many were accepted with it."""
     prompts = ragged(LENGTHS)
@@ -163,3 +189,38 @@ def test_real_models(real, greedy, rows, method, policy):
     result = generate(real, [prompts[row] for row in rows], method, policy=policy, max_new_tokens=48)
     assert result.tokens == [expected[row] for row in rows]
     assert result.stats.tokens_per_step > 1.1
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Suffix(width=8),
+        LLMA(),
+        Retrieval(width=8),
+        Jacobi(),
+        Lookahead(window=4, ngram=4, guesses=3),
+        Recycling(width=16),
+    ],
+    ids=str,
+)
+def test_a_real_model_without_a_draft_model(smollm2, greedy, method):
+    prompts = [smollm2.encode(text) for text in (TEXTS[2], TEXTS[5], TEXTS[7])]
+    expected = greedy(smollm2, prompts, 32)
+    model = stocked(smollm2, [*map(smollm2.encode, TEXTS), *expected])
+    result = generate(model, prompts, method, max_new_tokens=32)
+    assert result.tokens == expected
+    assert result.stats.tokens_per_step > (1.0 if isinstance(method, Jacobi) else 1.3)
+
+
+def test_drafts_that_reach_beyond_the_context(tiny_llama, ragged):
+    """Learned positions end with the context. What a full row drafts behind it is scored, and changes nothing."""
+    cfg = tiny_llama.config.replace(
+        max_positions=32, absolute_positions="learned", segments=(Segment((LayerKind(rope=None),), 2),)
+    )
+    model = Model.random(cfg)
+    prompts = ragged((32, 30, 20, 1))
+    expected = model.generate(prompts, max_new_tokens=40).tokens
+    assert list(map(len, expected)) == [1, 3, 13, 32]  # the last token of all is never scored
+    result = generate(model, prompts, SMALL["lookahead"], max_new_tokens=40)
+    assert result.tokens == expected
+    assert result.stats.tokens_per_step > 1

@@ -17,10 +17,10 @@ from jaxinfer.model import Output
 class Jacobi:
     """Jacobi decoding: guess what the model said behind the last step's guesses. Lossless.
 
-    One forward is one iteration of y_i <- argmax p(. | y_<i, x) over the block (Santilli et al. 2023, Algorithm 1); what
-    has converged is what the rules of acceptance accept. With `blocks`, the Gauss-Seidel-Jacobi variant (Algorithm 2):
-    a block of `width` tokens converges before the next one begins, so a step scores fewer and fewer tokens. Without it
-    the block slides on with every accepted token.
+    One forward is one iteration of y_i <- argmax p(. | y_<i, x) over the block (Santilli et al. 2023, Algorithm 1);
+    what has converged is what the rules of acceptance accept. The block slides on with every accepted token. With
+    `blocks` it does not: the Gauss-Seidel-Jacobi variant (Algorithm 2), in which a block of `width` tokens converges
+    before the next one begins, so that fewer and fewer of them count.
     """
 
     width: int = 8  # tokens scored per step: the pending one and width - 1 that iterate

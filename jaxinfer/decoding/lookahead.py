@@ -105,7 +105,7 @@ def slide(window: jax.Array, n: jax.Array) -> jax.Array:
 
 
 def recall(pool: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The n-grams that begin with token i32[B], the newest first: what follows it, i32[B, G, N - 1], and which are any."""
+    """The n-grams that begin with token i32[B], newest first: what follows it, i32[B, G, N - 1], and which are any."""
     batch, buckets = pool.shape[:2]
     slots = pool[jnp.arange(batch), token % buckets][:, ::-1]
     found = slots[:, :, 0] == token[:, None]

@@ -22,9 +22,9 @@ class Recycling:
     """Token recycling: guess a tree of the successors that the model last thought likely behind each token. Lossless.
 
     Every row keeps an adjacency matrix of its own, i32[V, successors]: the likeliest tokens behind each token, as of
-    the last time that the model scored it, accepted or not (section 3.1). A breadth-first walk from the pending token fills
-    a tree of fixed shape (Algorithm 1): `trees.likeliest` in place of the paper's hand-made one. Rows share nothing, so
-    none changes another's steps; the price is V x successors x 4 bytes a row.
+    the last time that the model scored it, accepted or not (section 3.1). A breadth-first walk from the pending token
+    fills a tree of fixed shape (Algorithm 1): `trees.likeliest` in place of the paper's hand-made one. Rows share
+    nothing, so none changes another's steps; the price is V x successors x 4 bytes a row.
     """
 
     width: int = 32  # tokens scored per step: the pending one and width - 1 guesses
@@ -86,11 +86,12 @@ def walk(matrix: jax.Array, root: jax.Array, parent: np.ndarray, rank: np.ndarra
 def recycle(matrix: jax.Array, tokens: jax.Array, logits: jax.Array) -> jax.Array:
     """The matrix i32[B, V, K] with the likeliest tokens of logits[B, T, V] behind each of tokens i32[B, T].
 
-    Of several columns with one token the last counts.
+    Of several columns with one token the first counts: that nearest to the text. So a filler, which is the pending token
+    again, changes nothing.
     """
     batch, width = tokens.shape
     _, best = jax.lax.top_k(logits, matrix.shape[2])
     order = jnp.arange(width)
-    again = jnp.any((tokens[:, :, None] == tokens[:, None]) & (order > order[:, None]), axis=2)
+    again = jnp.any((tokens[:, :, None] == tokens[:, None]) & (order < order[:, None]), axis=2)
     place = jnp.where(again, matrix.shape[1], tokens)  # outside: dropped
     return matrix.at[jnp.arange(batch)[:, None], place].set(best.astype(jnp.int32), mode="drop")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from jaxinfer import InputError, Sampling
 from jaxinfer.decoding.sampling import SamplingState, distribution, keep_top_k, keep_top_p, observe, penalize
+from jaxinfer.decoding.trees import ancestors
 
 top_k, top_p = jax.jit(keep_top_k), jax.jit(keep_top_p)
 distribute, punish, count = jax.jit(distribution), jax.jit(penalize), jax.jit(observe)
@@ -205,6 +206,22 @@ def test_penalties_count_the_draft_up_to_each_position(fields):
         for t in range(4):
             generated = GENERATED[row] + draft[row, 1 : t + 1].tolist()  # column 0 has been observed
             expected = slow_penalize(logits[row, t], PROMPTS[row], generated, **penalties)
+            np.testing.assert_allclose(got[row, t], expected, rtol=1e-5, atol=1e-6, err_msg=f"row {row}, column {t}")
+
+
+def test_penalties_count_the_path_to_each_column_of_a_tree():
+    fields = dict(repetition_penalty=1.5, presence_penalty=0.7, frequency_penalty=0.4)
+    logits = np.random.default_rng(1).normal(0, 2, (3, 5, VOCAB)).astype(np.float32)
+    draft = np.array([[8, 10, 10, 2, 8], [9, 3, 0, 9, 3], [4, 4, 5, 11, 4]])
+    parent = np.array([[-1, 0, 0, 1, 3], [-1, 0, 1, 1, 0], [-1, 0, 1, 2, 3]])
+    got = np.asarray(punish(after_generation(**fields), logits, draft, ancestors(parent)))
+    for row in range(3):
+        for t in range(5):
+            path, at = [], t
+            while at > 0:  # column 0 has been observed
+                path.append(draft[row, at])
+                at = parent[row, at]
+            expected = slow_penalize(logits[row, t], PROMPTS[row], GENERATED[row] + path, 1.5, 0.7, 0.4)
             np.testing.assert_allclose(got[row, t], expected, rtol=1e-5, atol=1e-6, err_msg=f"row {row}, column {t}")
 
 
