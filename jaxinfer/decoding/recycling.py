@@ -86,8 +86,8 @@ def walk(matrix: jax.Array, root: jax.Array, parent: np.ndarray, rank: np.ndarra
 def recycle(matrix: jax.Array, tokens: jax.Array, logits: jax.Array) -> jax.Array:
     """The matrix i32[B, V, K] with the likeliest tokens of logits[B, T, V] behind each of tokens i32[B, T].
 
-    Of several columns with one token the first counts: that nearest to the text. So a filler, which is the pending token
-    again, changes nothing.
+    Of several columns with one token the first counts: that nearest to the text. So a filler, which is the pending
+    token again, changes nothing.
     """
     batch, width = tokens.shape
     _, best = jax.lax.top_k(logits, matrix.shape[2])

@@ -16,7 +16,7 @@ def test_against_the_iteration_in_python(tiny_llama, ragged, blocks):
     texts = [list(prompt) for prompt in prompts]
     guesses = [[prompt[-1]] * (width - 1) for prompt in prompts]
     left, several, cut = [width - 1] * 2, 0, 0
-    for _ in range(25):
+    for _ in range(10):  # of at most 5 tokens
         padded = np.zeros((2, 64), np.int32)
         for row, text in enumerate(texts):
             whole = text + guesses[row]
@@ -35,8 +35,8 @@ def test_against_the_iteration_in_python(tiny_llama, ragged, blocks):
             if blocks:  # what is left of the block; a new one when nothing is
                 left[row] = left[row] - n if left[row] > n else width - 1
             assert [*prompts[row], *generation.rows()[row]] == text
-    assert several > 5
-    assert (cut > 5) == blocks
+    assert several > 3
+    assert (cut > 3) == blocks
 
 
 def test_bad_sizes(tiny_llama):

@@ -75,7 +75,7 @@ def test_what_is_copied_from_references(vocab, longest, shortest):
     corpus = np.pad(references(documents), ((0, 0), (0, 1)), constant_values=-1).reshape(1, -1)
     tokens, n = rng.integers(0, vocab, (60, 10)), rng.integers(1, 11, 60)
     guesses, size = (
-        np.asarray(x) for x in jax.jit(lambda t, n: copy(corpus, ending(t, n, longest), 6, shortest))(tokens, n)
+        np.asarray(x) for x in jax.jit(lambda c, t, n: copy(c, ending(t, n, longest), 6, shortest))(corpus, tokens, n)
     )
     expected = [slow_copy(documents, t[:m].tolist(), 6, longest, shortest) for t, m in zip(tokens, n, strict=True)]
     assert [g[:s].tolist() for g, s in zip(guesses, size, strict=True)] == expected
