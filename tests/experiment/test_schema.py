@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jaxinfer import METHODS
 from jaxinfer.errors import InputError
 from jaxinfer.experiment import load_config
 
@@ -85,8 +86,8 @@ def test_a_bare_method_replaces_the_method_with_its_parameters(make):
         ("rows.1.name=greedy", "rows.1.name: 'greedy' is taken by rows.0"),
         ("rows.2.method=lookp", "rows.2.method: unknown method 'lookp'; nearest: 'lookup'"),
         ("rows.2.method=[1]", "rows.2.method: expected a mapping, got [1]"),
-        ("rows.2.method.name=[1]", "rows.2.method: unknown method [1]; valid: greedy, sample, lookup"),
-        ("rows.2.method={width: 3}", "rows.2.method.name: missing; write the name of a method: greedy, sample, lookup"),
+        ("rows.2.method.name=[1]", f"rows.2.method: unknown method [1]; valid: {', '.join(METHODS)}"),
+        ("rows.2.method={width: 3}", f"rows.2.method.name: missing; write the name of a method: {', '.join(METHODS)}"),
         ("rows.2.method.widht=8", "rows.2.method.widht: method 'lookup' has no such parameter; nearest: 'width'"),
         ("rows.0.method.width=8", "rows.0.method.width: method 'greedy' has no such parameter; there are none"),
         ("rows.2.method.width=wide", "rows.2.method.width: expected a whole number, got 'wide'"),
