@@ -10,27 +10,50 @@ if TYPE_CHECKING:
     from jaxinfer.api import Model, Result, Stream, load
     from jaxinfer.cache import POLICIES, Cache, CachePolicy, Dense, Window
     from jaxinfer.config import LayerKind, ModelConfig, Rope, RopeScaling, Segment
-    from jaxinfer.decoding import METHODS, Adaptive, DecodeMethod, Greedy, Lookup, Sample, Sampling, Speculative
+    from jaxinfer.decoding import (
+        LLMA,
+        METHODS,
+        Adaptive,
+        Datastore,
+        DecodeMethod,
+        Greedy,
+        Jacobi,
+        Lookahead,
+        Lookup,
+        Recycling,
+        Retrieval,
+        Sample,
+        Sampling,
+        Speculative,
+        Suffix,
+        references,
+    )
     from jaxinfer.errors import InputError
     from jaxinfer.generation import Stats
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LLMA",
     "METHODS",
     "POLICIES",
     "Adaptive",
     "Cache",
     "CachePolicy",
+    "Datastore",
     "DecodeMethod",
     "Dense",
     "Greedy",
     "InputError",
+    "Jacobi",
     "LayerKind",
+    "Lookahead",
     "Lookup",
     "Model",
     "ModelConfig",
+    "Recycling",
     "Result",
+    "Retrieval",
     "Rope",
     "RopeScaling",
     "Sample",
@@ -39,8 +62,10 @@ __all__ = [
     "Speculative",
     "Stats",
     "Stream",
+    "Suffix",
     "Window",
     "load",
+    "references",
 ]
 
 _HOMES = {
@@ -48,14 +73,22 @@ _HOMES = {
     "jaxinfer.cache": ("POLICIES", "Cache", "CachePolicy", "Dense", "Window"),
     "jaxinfer.config": ("LayerKind", "ModelConfig", "Rope", "RopeScaling", "Segment"),
     "jaxinfer.decoding": (
+        "LLMA",
         "METHODS",
         "Adaptive",
+        "Datastore",
         "DecodeMethod",
         "Greedy",
+        "Jacobi",
+        "Lookahead",
         "Lookup",
+        "Recycling",
+        "Retrieval",
         "Sample",
         "Sampling",
         "Speculative",
+        "Suffix",
+        "references",
     ),
     "jaxinfer.errors": ("InputError",),
     "jaxinfer.generation": ("Stats",),

@@ -98,7 +98,7 @@ def _judge(
             verdict = method.verify(ctx, state, draft, output, logits)
         return output, verdict, _logprobs(state, verdict, logits)
 
-    if draft.tokens.shape[1] == 1:
+    if draft.always or draft.tokens.shape[1] == 1:
         return score(draft)
     shapes = jax.eval_shape(score, draft)
     guessing = jnp.any((draft.size > 1) & ~state.done)

@@ -1,6 +1,5 @@
 """Models that tests share: the two real ones, and random ones small enough to compile in a second."""
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -137,28 +136,3 @@ def ragged():
         return [rng.integers(0, vocab_size, length).tolist() for length in lengths]
 
     return make
-
-
-@pytest.fixture(scope="session")
-def equip():
-    """Attaches to a small model what a method needs: as its draft model itself, a little wrong."""
-    kept = {}
-
-    def make(model, method):
-        for name in method.needs:
-            key = (name, model.name, model.config)
-            kept[key] = kept.get(key) or EXTRAS[name](model)
-            model = model.attach(**{name: kept[key]})
-        return model
-
-    return make
-
-
-def blurred(model, by=0.1, seed=0):
-    """The model with noise on its weights, relative to their spread: it often says the same."""
-    rng = np.random.default_rng(seed)
-    noisy = jax.tree.map(lambda x: x + by * x.std() * rng.normal(size=x.shape).astype(x.dtype), model.params)
-    return dataclasses.replace(model, params=noisy)
-
-
-EXTRAS = {"draft": blurred}

@@ -7,27 +7,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_methods import SMALL, equip
 
-from jaxinfer import METHODS, POLICIES, Dense, Greedy, Lookup, Sampling, Speculative, Window
+from jaxinfer import (
+    LLMA,
+    METHODS,
+    POLICIES,
+    Dense,
+    Greedy,
+    Jacobi,
+    LayerKind,
+    Lookahead,
+    Lookup,
+    Model,
+    Recycling,
+    Retrieval,
+    Sampling,
+    Segment,
+    Speculative,
+    Suffix,
+    Window,
+)
 from jaxinfer.engine import forward, logits_of
 
 COLD = Sampling(temperature=0.0)
-VARIANTS = [
-    *(method() for method in METHODS.values()),
-    Lookup(16, 2),
-    Speculative(schedule="heuristic", confidence=0.1),
-]
+THOROUGH = [SMALL[name] for name in ("greedy", "sample", "lookup", "speculative")]
+OTHERS = [method for method in SMALL.values() if method not in THOROUGH]
+OTHERS += [Lookup(16, 2), Speculative(schedule="heuristic", confidence=0.1)]
+PLACES = [*(("tiny_gemma", policy()) for policy in POLICIES.values()), ("tiny_segments", Window())]
 LENGTHS = (1, 2, 5, 9, 30, 33, 64, 100)
 NEW = 100
+DOCUMENTS = np.random.default_rng(3).integers(0, 97, (8, NEW)).tolist()
 
 
-@pytest.fixture(scope="module")
-def generate(equip):
-    def run(model, prompts, method, **options):
-        sampling = COLD if method.samples else None
-        return equip(model, method).generate(prompts, method=method, sampling=sampling, **options)
-
-    return run
+def generate(model, prompts, method, documents=DOCUMENTS, **options):
+    sampling = COLD if method.samples else None
+    return equip(model, method, documents).generate(prompts, method=method, sampling=sampling, **options)
 
 
 @pytest.fixture(scope="module")
@@ -63,25 +78,28 @@ def is_most_likely(model, prompt, new):
 
 
 @pytest.mark.parametrize(
-    ("name", "policy"),
-    [*(("tiny_gemma", policy()) for policy in POLICIES.values()), ("tiny_segments", Window())],
+    ("method", "name", "policy"),
+    [
+        *((method, *place) for method in THOROUGH for place in PLACES),
+        *((method, "tiny_gemma", Window()) for method in OTHERS),
+    ],
     ids=str,
 )
-@pytest.mark.parametrize("method", VARIANTS, ids=str)
-def test_a_ragged_batch(request, ragged, generate, greedy, method, name, policy):
+def test_a_ragged_batch(request, ragged, greedy, method, name, policy):
     tiny, prompts = request.getfixturevalue(name), ragged(LENGTHS)
-    result = generate(tiny, prompts, method, policy=policy, max_new_tokens=NEW)
+    documents = greedy(tiny, prompts, NEW)  # for the methods that need some
+    result = generate(tiny, prompts, method, documents, policy=policy, max_new_tokens=NEW)
     assert result.tokens == greedy(tiny, prompts, NEW)
     assert (result.stats.tokens_per_step > 1.1) == (method.width > 1)  # else it shows nothing
     others = ragged(reversed(LENGTHS), seed=1)  # the same programs, other lengths in every row
     limits = [NEW, 3, 20, 1, 7, NEW, 11, 2]
-    again = generate(tiny, others, method, policy=policy, max_new_tokens=limits)
+    again = generate(tiny, others, method, documents, policy=policy, max_new_tokens=limits)
     whole = greedy(tiny, others, NEW)
     assert again.tokens == [row[:limit] for row, limit in zip(whole, limits, strict=True)]
 
 
 @pytest.mark.parametrize(("name", "method"), [("tiny_llama", Greedy()), ("tiny_gemma", Lookup())], ids=str)
-def test_a_row_in_a_batch_is_the_row_alone(request, ragged, generate, greedy, name, method):
+def test_a_row_in_a_batch_is_the_row_alone(request, ragged, greedy, name, method):
     tiny, prompts = request.getfixturevalue(name), ragged(LENGTHS)
     together = greedy(tiny, prompts, NEW)
     for row in (0, 3, 7):
@@ -94,9 +112,10 @@ def test_a_sampled_text_is_the_same_however_it_is_cut_into_steps(tiny_gemma, rag
     """A place in the text has a key of its own, so guesses change how many steps it takes and nothing else."""
     prompts, hot = ragged(LENGTHS), Sampling(temperature=[0.05, 0.1, 0.2, 0.05, 0.0, 0.3, 0.1, 1.0], top_p=0.9)
     one = tiny_gemma.generate(prompts, method=METHODS["sample"](), sampling=hot, max_new_tokens=NEW, seed=7)
-    many = tiny_gemma.generate(prompts, method=Lookup(), sampling=hot, max_new_tokens=NEW, seed=7)
-    assert many.tokens == one.tokens
-    assert sum(many.stats.steps) < sum(one.stats.steps)
+    for method in (Lookup(), SMALL["lookahead"]):  # a chain, and a tree
+        many = tiny_gemma.generate(prompts, method=method, sampling=hot, max_new_tokens=NEW, seed=7)
+        assert many.tokens == one.tokens
+        assert sum(many.stats.steps) < sum(one.stats.steps)
     other = tiny_gemma.generate(prompts, method=Lookup(), sampling=hot, max_new_tokens=NEW, seed=8)
     assert [a == b for a, b in zip(other.tokens, one.tokens, strict=True)].count(True) <= 4
 
@@ -104,7 +123,7 @@ def test_a_sampled_text_is_the_same_however_it_is_cut_into_steps(tiny_gemma, rag
 EDGES = (1, 15, 16, 17, 127, 128, 129, 512, 513)
 
 
-def test_prompts_at_the_edges_of_chunks(tiny_gemma, ragged, generate, greedy):
+def test_prompts_at_the_edges_of_chunks(tiny_gemma, ragged, greedy):
     """In a batch and alone a prompt is cut into other chunks; without a cache into none."""
     prompts, n = ragged(EDGES), 40
     together = greedy(tiny_gemma, prompts, n)
@@ -115,30 +134,30 @@ def test_prompts_at_the_edges_of_chunks(tiny_gemma, ragged, generate, greedy):
         assert generate(tiny_gemma, [prompts[row]], method, max_new_tokens=n).tokens == [together[row]]
 
 
-@pytest.mark.parametrize("method", [method() for method in METHODS.values()], ids=METHODS)
-def test_one_new_token(tiny_gemma, ragged, generate, greedy, method):
-    prompts = ragged(LENGTHS)
+@pytest.mark.parametrize("method", SMALL.values(), ids=SMALL)
+def test_one_new_token(tiny_gemma, ragged, greedy, method):
+    prompts = ragged((*LENGTHS[:-1], 140))  # the buffer is that of the other tests, and so is the program
     result = generate(tiny_gemma, prompts, method, max_new_tokens=1)
     assert result.tokens == [row[:1] for row in greedy(tiny_gemma, prompts, NEW)]
     assert result.stats.steps == [1] * len(prompts)
     assert result.stats.accepted == [0] * len(prompts)
 
 
-@pytest.mark.parametrize("method", [method() for method in METHODS.values()], ids=METHODS)
-def test_a_stop_token_within_an_accepted_run(tiny_gemma, ragged, generate, greedy, method):
+@pytest.mark.parametrize("method", SMALL.values(), ids=SMALL)
+def test_a_stop_token_within_an_accepted_run(tiny_gemma, ragged, greedy, method):
     """Each of several tokens stops: a row ends behind the first of them, however many were accepted with it."""
     prompts = ragged(LENGTHS)
     free = greedy(tiny_gemma, prompts, NEW)
     stops = {row[n] for row, n in zip(free, (40, 41, 55, 12), strict=False)}
     tokenizer = SimpleNamespace(stop_ids=tuple(stops), decode=str)
     model = dataclasses.replace(tiny_gemma, tokenizer=tokenizer)
-    result = generate(model, prompts, method, max_new_tokens=NEW)
+    result = generate(model, prompts, method, free, max_new_tokens=NEW)
     ends = [next((n + 1 for n, token in enumerate(row) if token in stops), NEW) for row in free]
     assert result.tokens == [row[:end] for row, end in zip(free, ends, strict=True)]
     assert len(set(ends)) > 2
     assert result.stats.emitted == ends
     if method.width > 1:
-        longer = generate(tiny_gemma, prompts, method, max_new_tokens=NEW)
+        longer = generate(tiny_gemma, prompts, method, free, max_new_tokens=NEW)
         assert sum(result.stats.accepted) > 0
         assert sum(result.stats.steps) < sum(longer.stats.steps)
 
@@ -165,9 +184,44 @@ TEXTS = (
     ],
     ids=str,
 )
-def test_real_models(real, generate, greedy, rows, method, policy):
+def test_real_models(real, greedy, rows, method, policy):
     prompts = [real.encode(text) for text in TEXTS]
     expected = greedy(real, prompts, 48)
     result = generate(real, [prompts[row] for row in rows], method, policy=policy, max_new_tokens=48)
     assert result.tokens == [expected[row] for row in rows]
     assert result.stats.tokens_per_step > 1.1
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Suffix(width=8),
+        LLMA(),
+        Retrieval(width=8),
+        Jacobi(),
+        Lookahead(window=4, ngram=4, guesses=3),
+        Recycling(width=16),
+    ],
+    ids=str,
+)
+def test_a_real_model_without_a_draft_model(smollm2, greedy, method):
+    prompts = [smollm2.encode(text) for text in (TEXTS[2], TEXTS[5], TEXTS[7])]
+    expected = greedy(smollm2, prompts, 32)
+    documents = [*map(smollm2.encode, TEXTS), *expected]
+    result = generate(smollm2, prompts, method, documents, max_new_tokens=32)
+    assert result.tokens == expected
+    assert result.stats.tokens_per_step > (1.0 if isinstance(method, Jacobi) else 1.3)
+
+
+def test_drafts_that_reach_beyond_the_context(tiny_llama, ragged):
+    """Learned positions end with the context. What a full row drafts behind it is scored, and changes nothing."""
+    cfg = tiny_llama.config.replace(
+        max_positions=32, absolute_positions="learned", segments=(Segment((LayerKind(rope=None),), 2),)
+    )
+    model = Model.random(cfg)
+    prompts = ragged((32, 30, 20, 1))
+    expected = model.generate(prompts, max_new_tokens=40).tokens
+    assert list(map(len, expected)) == [1, 3, 13, 32]  # the last token of all is never scored
+    result = generate(model, prompts, SMALL["lookahead"], max_new_tokens=40)
+    assert result.tokens == expected
+    assert result.stats.tokens_per_step > 1

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_methods import SMALL, equip
 
 from jaxinfer import (
-    METHODS,
     POLICIES,
     Dense,
     Greedy,
@@ -32,17 +32,21 @@ def traces():
     return programs.TRACES
 
 
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_one_trace_whatever_the_prompts_the_sampling_and_the_limits(tiny_gemma, ragged, equip, traces, method, policy):
-    model = equip(tiny_gemma, method)
-    settings = [None] if method is Greedy else [Sampling(temperature=t, top_p=p) for t, p in ((0.0, 1.0), (0.8, 0.9))]
+@pytest.mark.parametrize(
+    ("method", "policy"),
+    [
+        *((SMALL[name], policy) for name in ("greedy", "sample", "lookup") for policy in POLICIES.values()),
+        *((method, Dense) for name, method in SMALL.items() if name not in ("greedy", "sample", "lookup")),
+    ],
+    ids=str,
+)
+def test_one_trace_whatever_the_prompts_the_sampling_and_the_limits(tiny_gemma, ragged, traces, method, policy):
+    model = equip(tiny_gemma, method, ragged((30, 20)))
+    settings = [None] if method == Greedy() else [Sampling(temperature=t, top_p=p) for t, p in ((0.0, 1.0), (0.8, 0.9))]
     for lengths, limit, seed in (((9, 16, 2), 20, 0), ((1, 3, 12), [1, 30, 7], 5), ((14, 14, 14), 2, 9)):
         for sampling in settings:
             prompts = ragged(lengths, seed=seed)
-            model.generate(
-                prompts, max_new_tokens=limit, method=method(), policy=policy(), sampling=sampling, seed=seed
-            )
+            model.generate(prompts, max_new_tokens=limit, method=method, policy=policy(), sampling=sampling, seed=seed)
     assert traces["decode"] == 1
     assert traces["prefill"] == 1 + ("draft" in method.needs)  # all of them fit in the smallest chunk
 

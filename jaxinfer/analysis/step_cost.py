@@ -33,7 +33,8 @@ class Still:
         return None
 
     def propose(self, ctx: Context, state: DecodeState) -> Draft:
-        return Draft(jnp.repeat(state.pending[:, None], self.width, axis=1), size=jnp.full_like(state.n, self.width))
+        tokens = jnp.repeat(state.pending[:, None], self.width, axis=1)
+        return Draft(tokens, size=jnp.full_like(state.n, self.width), always=True)
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
         return Verdict(jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.ones_like(state.n))

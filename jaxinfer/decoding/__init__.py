@@ -2,31 +2,51 @@
 
 from jaxinfer.decoding.adaptive import Adaptive
 from jaxinfer.decoding.greedy import Greedy
+from jaxinfer.decoding.jacobi import Jacobi
+from jaxinfer.decoding.llma import LLMA, references
+from jaxinfer.decoding.lookahead import Lookahead
 from jaxinfer.decoding.lookup import Lookup
 from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Verdict
+from jaxinfer.decoding.recycling import Recycling
+from jaxinfer.decoding.retrieval import Datastore, Retrieval
 from jaxinfer.decoding.sample import Sample
 from jaxinfer.decoding.sampling import Sampling
 from jaxinfer.decoding.speculative import Speculative
+from jaxinfer.decoding.suffix import Suffix
 
 METHODS: dict[str, type[DecodeMethod]] = {
     "greedy": Greedy,
     "sample": Sample,
     "lookup": Lookup,
+    "suffix": Suffix,
+    "llma": LLMA,
+    "retrieval": Retrieval,
+    "jacobi": Jacobi,
+    "lookahead": Lookahead,
+    "recycling": Recycling,
     "speculative": Speculative,
     "adaptive": Adaptive,
 }
 
 __all__ = [
+    "LLMA",
     "METHODS",
     "Adaptive",
     "Context",
+    "Datastore",
     "DecodeMethod",
     "DecodeState",
     "Draft",
     "Greedy",
+    "Jacobi",
+    "Lookahead",
     "Lookup",
+    "Recycling",
+    "Retrieval",
     "Sample",
     "Sampling",
     "Speculative",
+    "Suffix",
     "Verdict",
+    "references",
 ]

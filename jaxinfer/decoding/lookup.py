@@ -49,15 +49,43 @@ def continue_match(
     The longest match of at most `longest` tokens wins, among equals the latest. Returns i32[B, count] and whether a
     match of at least `shortest` tokens was found, bool[B]. Where the match overlaps the ending, what follows repeats.
     """
-    rows = jnp.arange(tokens.shape[0])[:, None]
-    places = jnp.arange(tokens.shape[1])
+    length = earlier_matches(tokens, n, longest)
+    best = latest_longest(length)
+    found = jnp.take_along_axis(length, best[:, None], axis=1)[:, 0] >= shortest
+    return continuations(tokens, n, best[:, None], count)[:, 0], found
+
+
+def ending(tokens: jax.Array, n: jax.Array, longest: int) -> jax.Array:
+    """i32[B, longest]: the last token of each row's first n[B], the one before it, and so on; -2 before the first."""
+    places = n[:, None] - 1 - jnp.arange(longest)
+    return jnp.where(places >= 0, jnp.take_along_axis(tokens, jnp.maximum(places, 0), axis=1), -2)
+
+
+def matches(ends: jax.Array, corpus: jax.Array) -> jax.Array:
+    """i32[B, M]: how many of the tokens up to each place of corpus i32[B or 1, M] agree with the ending i32[B, K].
+
+    The ending stands in reverse, as `ending` gives it. No token of it equals a -1, which may part documents.
+    """
+    longest, places = ends.shape[1], jnp.arange(corpus.shape[1])
     # Does the token j before place i equal the token j before the last one? Runs of yes from j = 0 on are matches.
-    ending = jnp.stack([tokens[rows[:, 0], jnp.maximum(n - 1 - j, 0)] for j in range(longest)], axis=1)
-    equal = jnp.stack([jnp.roll(tokens, j, axis=1) == ending[:, j, None] for j in range(longest)])
-    inside = places - jnp.arange(longest)[:, None] >= 0
-    length = jnp.sum(jnp.cumprod((equal & inside[:, None]).astype(jnp.int32), axis=0), axis=0)
-    length = jnp.where(places < n[:, None] - 1, length, 0)
-    best = jnp.argmax(length * tokens.shape[1] + jnp.where(length > 0, places, 0), axis=1)
-    period = jnp.maximum(n - 1 - best, 1)
-    index = best[:, None] + 1 + jnp.arange(count) % period[:, None]
-    return tokens[rows, index], length[rows[:, 0], best] >= shortest
+    equal = jnp.stack([(jnp.roll(corpus, j, axis=1) == ends[:, j, None]) & (places >= j) for j in range(longest)])
+    return jnp.sum(jnp.cumprod(equal.astype(jnp.int32), axis=0), axis=0)
+
+
+def earlier_matches(tokens: jax.Array, n: jax.Array, longest: int) -> jax.Array:
+    """i32[B, M]: the length of the match of a text's ending that ends at each of its places; the last is no match."""
+    length = matches(ending(tokens, n, longest), tokens)
+    return jnp.where(jnp.arange(tokens.shape[1]) < n[:, None] - 1, length, 0)
+
+
+def latest_longest(length: jax.Array) -> jax.Array:
+    """i32[B]: where length i32[B, M] is largest; of equals the last place."""
+    return length.shape[1] - 1 - jnp.argmax(length[:, ::-1], axis=1)
+
+
+def continuations(tokens: jax.Array, n: jax.Array, places: jax.Array, count: int) -> jax.Array:
+    """i32[B, P, count]: what follows each of places i32[B, P]; behind the text's end, what followed repeats."""
+    period = jnp.maximum(n[:, None] - 1 - places, 1)
+    index = places[:, :, None] + 1 + jnp.arange(count) % period[:, :, None]
+    flat = jnp.take_along_axis(tokens, index.reshape(index.shape[0], -1), axis=1, mode="clip")
+    return flat.reshape(index.shape)

@@ -79,6 +79,7 @@ class Draft:
     parent: jax.Array | None = None  # i32[B, T]: the column that each hangs below (`trees`); None: a chain
     proposal: jax.Array | None = None  # float32[B, T, V]: what the guesses below each column were drawn from, if drawn
     held: Any = None  # the new `DecodeState.held`
+    always: bool = struct.field(pytree_node=False, default=False)  # every step has guesses: no program for one without
 
     @property
     def depth(self) -> jax.Array:
@@ -134,4 +135,4 @@ class DecodeMethod(Protocol):
     def propose(self, ctx: Context, state: DecodeState) -> Draft: ...
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
-        """The draft comes without its guesses, of width 1, if no row's size was above 1."""
+        """The draft comes without its guesses, of width 1, if no row's size was above 1 (and it is not `always`)."""

@@ -4,11 +4,15 @@ A tree is an array of parents i32[B, T]: column t hangs below column parent[t] <
 token, and its parent is -1. So the first columns of a tree are a tree, and a chain is the tree of parents t - 1.
 """
 
+import heapq
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxinfer.errors import InputError
 
 
 def ancestors(parent: jax.Array) -> jax.Array:
@@ -35,3 +39,72 @@ def from_paths(paths: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     place = {(): 0, **{node: i for i, node in enumerate(nodes, start=1)}}
     parent = np.array([-1, *(place[node[:-1]] for node in nodes)], np.int32)
     return parent, np.array([0, *(node[-1] for node in nodes)], np.int32)
+
+
+def likeliest(rates: Sequence[float], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Parents i32[width] and ranks i32[width] of the tree that most guesses are accepted of (Sequoia, section 3.1).
+
+    rates[r]: how often the guess of rank r is right, whatever was right above it, in falling order. A node is right as
+    often as the product of the rates on its path, and the best tree is the width - 1 nodes for which that is largest.
+    """
+    best: list[tuple[float, tuple[int, ...]]] = [(-rates[0], (0,))]
+    paths: list[tuple[int, ...]] = []
+    while len(paths) < width - 1:
+        rate, path = heapq.heappop(best)
+        paths.append(path)
+        heapq.heappush(best, (rate * rates[0], (*path, 0)))
+        if path[-1] + 1 < len(rates):
+            heapq.heappush(best, (rate / rates[path[-1]] * rates[path[-1] + 1], (*path[:-1], path[-1] + 1)))
+    return from_paths(paths)
+
+
+def from_continuations(
+    root: jax.Array, tokens: jax.Array, weight: jax.Array, width: int, decay: float = 0.9
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The heaviest nodes of the trie of several continuations: tokens i32[B, T], size i32[B], parent i32[B, T].
+
+    root i32[B]; tokens i32[B, P, D], each continuation ending before its first -1; weight f32[B, P]. A node weighs as
+    much as the continuations that run through it, times `decay` for every step from the root, for what is guessed far
+    ahead is often wrong.
+    """
+    batch, many, deep = tokens.shape
+    same = jnp.cumprod((tokens[:, :, None] == tokens[:, None]).astype(jnp.float32), axis=-1)
+    valid = jnp.cumprod(tokens >= 0, axis=-1)
+    heft = jnp.einsum("bpqd,bq->bpd", same, weight) * valid * decay ** jnp.arange(deep)
+    # Continuations that begin alike share their nodes, which the first of them stands for.
+    first = jnp.argmax(same, axis=2)
+    score = jnp.where(first == jnp.arange(many)[:, None], heft, 0.0).reshape(batch, -1)
+    # A node weighs less than the one above it, so it comes behind it.
+    score, node = jax.lax.top_k(score, width - 1)
+    step = node % deep
+    above = jnp.take_along_axis(first.reshape(batch, -1), jnp.maximum(node - 1, 0), axis=1) * deep + step - 1
+    column = 1 + jnp.argmax(node[:, None] == above[:, :, None], axis=2)
+    parent = jnp.where((step > 0) & (score > 0), column, 0)
+    chosen = jnp.where(score > 0, jnp.take_along_axis(tokens.reshape(batch, -1), node, axis=1), root[:, None])
+    head = jnp.full((batch, 1), -1)
+    return (
+        jnp.concatenate([root[:, None], chosen], axis=1),
+        1 + jnp.sum(score > 0, axis=1, dtype=jnp.int32),
+        jnp.concatenate([head, parent], axis=1).astype(jnp.int32),
+    )
+
+
+def check(method: Any, model: Any) -> None:
+    """Raise InputError if a method that drafts trees cannot run on this model."""
+    name = type(method).__name__
+    for kind in model.config.kinds:
+        if kind.mixer:
+            raise InputError(
+                f"method {name} drafts trees, and layers of kind {kind.name!r} carry a state from token to token: "
+                "take a method that drafts chains, such as Lookup, Jacobi or LLMA"
+            )
+    fits(method, model)
+
+
+def fits(method: Any, model: Any) -> None:
+    """Raise InputError if one step of a method scores more tokens than the model's context holds."""
+    if method.width > model.config.max_positions:
+        raise InputError(
+            f"method {type(method).__name__} scores {method.width} tokens a step, and the context of {model.name} is "
+            f"{model.config.max_positions} tokens"
+        )

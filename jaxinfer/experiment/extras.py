@@ -6,6 +6,7 @@ from typing import Any
 
 import jaxinfer
 from jaxinfer.experiment.schema import ExtraSpec
+from jaxinfer.experiment.script import read_text
 from jaxinfer.transform import keep_layers
 
 
@@ -25,5 +26,13 @@ def _draft(model: Any, source: str, spec: ExtraSpec) -> Any:
     return draft if spec.layers is None else keep_layers(draft, spec.layers)
 
 
-KINDS = {"draft": _draft}
+def _datastore(model: Any, source: str, spec: ExtraSpec) -> jaxinfer.Datastore:
+    return jaxinfer.Datastore.build([read_text(spec.source, "extras.datastore")], model.tokenizer)
+
+
+def _references(model: Any, source: str, spec: ExtraSpec) -> Any:
+    return jaxinfer.references([read_text(spec.source, "extras.references")], model.tokenizer)
+
+
+KINDS = {"draft": _draft, "datastore": _datastore, "references": _references}
 """By the name of an extra, what makes it from its spec."""

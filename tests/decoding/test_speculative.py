@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from scipy.stats import chi2
+from small_methods import blurred
 
 from jaxinfer import Greedy, InputError, Model, Sample, Sampling, Speculative
 from jaxinfer.config import SSM, LayerKind, Segment
@@ -39,8 +40,8 @@ def test_a_draft_that_knows_nothing_changes_nothing(tiny_llama, ragged, greedy, 
     assert (guesses < 1.5) == (schedule == "heuristic")  # one guess a step is soon all that it tries
 
 
-def test_an_unsure_draft_keeps_quiet(tiny_llama, ragged, equip, greedy):
-    model, prompts = equip(tiny_llama, Speculative()), ragged(LENGTHS)
+def test_an_unsure_draft_keeps_quiet(tiny_llama, ragged, greedy):
+    model, prompts = tiny_llama.attach(draft=blurred(tiny_llama)), ragged(LENGTHS)
     likely = jax.nn.softmax(tiny_llama.logits([greedy[2]])).max(axis=-1)
     results = [
         model.generate(prompts, max_new_tokens=NEW, method=Speculative(5, confidence=c)).stats

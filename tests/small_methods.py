@@ -1,0 +1,35 @@
+"""Every decode method of the registry, small enough for random models, and what those need that need something."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from jaxinfer import METHODS, Datastore, Jacobi, Lookahead, Recycling, Retrieval, Suffix, references
+
+_SMALLER = {
+    "suffix": Suffix(width=8, ngram=3, depth=4, matches=4),
+    "retrieval": Retrieval(width=8, ngram=3, depth=4, matches=4),
+    "jacobi": Jacobi(width=5),
+    "lookahead": Lookahead(window=3, ngram=3, guesses=3, buckets=64),
+    "recycling": Recycling(width=8, successors=3),
+}
+SMALL = {name: _SMALLER.get(name) or method() for name, method in METHODS.items()}
+"""An instance of every method, by its name in the registry."""
+
+
+def equip(model, method, documents):
+    """The model with what a method needs: documents, lists of token ids; as a draft model itself, a little wrong."""
+    made = {
+        "draft": blurred,
+        "datastore": lambda _: Datastore.build(documents),
+        "references": lambda _: references(documents),
+    }
+    return model.attach(**{name: made[name](model) for name in method.needs})
+
+
+def blurred(model, by=0.1, seed=0):
+    """The model with noise on its weights, relative to their spread: it often says the same."""
+    rng = np.random.default_rng(seed)
+    noisy = jax.tree.map(lambda x: x + by * x.std() * rng.normal(size=x.shape).astype(x.dtype), model.params)
+    return dataclasses.replace(model, params=noisy)
