@@ -73,6 +73,7 @@ class Lookahead:
             jnp.concatenate([window, guesses.reshape(batch, -1)], axis=1),
             size=window.shape[1] + (self.ngram - 1) * jnp.sum(found, axis=1, dtype=jnp.int32),
             parent=jnp.tile(_parents(self.window, self.ngram, self.guesses), (batch, 1)),
+            always=True,
         )
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:

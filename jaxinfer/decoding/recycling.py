@@ -62,7 +62,8 @@ class Recycling:
         tokens = walk(state.aux, state.pending, parent, rank)
         # Where nothing is known, anything may be guessed.
         tokens = jnp.where(tokens >= 0, tokens, state.pending[:, None])
-        return Draft(tokens, jnp.full_like(state.n, self.width), jnp.tile(parent, (state.n.shape[0], 1)))
+        parents = jnp.tile(parent, (state.n.shape[0], 1))
+        return Draft(tokens, jnp.full_like(state.n, self.width), parents, always=True)
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
         return Verdict(*accept(state, draft, logits), aux=recycle(state.aux, draft.tokens, logits))

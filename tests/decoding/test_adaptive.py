@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer import Adaptive, InputError, Lookup
+from jaxinfer import Adaptive, InputError, Jacobi, Lookup
 from jaxinfer.decoding import Draft, Verdict
 from jaxinfer.decoding.verify import accept
 
@@ -64,7 +64,9 @@ def test_a_good_try_switches_on_again(tiny_llama):
     assert again.stats.tokens_per_step > 1.2 * never.stats.tokens_per_step
 
 
-def test_what_it_refuses():
+def test_what_it_refuses(tiny_llama):
+    with pytest.raises(InputError, match="Jacobi guesses in every step: it cannot be switched off"):
+        tiny_llama.generate([[1]], max_new_tokens=2, method=Adaptive(Jacobi()))
     with pytest.raises(InputError, match=r"break_even=0\.5 must be at least 1"):
         Adaptive(break_even=0.5)
     with pytest.raises(InputError, match="probe=0 must be at least 1"):
