@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from jaxinfer.api import Model, Result, Stream, load
     from jaxinfer.cache import POLICIES, Cache, CachePolicy, Dense, Window
     from jaxinfer.config import LayerKind, ModelConfig, Rope, RopeScaling, Segment
-    from jaxinfer.decoding import METHODS, DecodeMethod, Greedy, Lookup, Sample, Sampling
+    from jaxinfer.decoding import METHODS, DecodeMethod, Eagle, Greedy, Lookup, Medusa, Sample, Sampling
     from jaxinfer.errors import InputError
     from jaxinfer.generation import Stats
 
@@ -23,10 +23,12 @@ __all__ = [
     "CachePolicy",
     "DecodeMethod",
     "Dense",
+    "Eagle",
     "Greedy",
     "InputError",
     "LayerKind",
     "Lookup",
+    "Medusa",
     "Model",
     "ModelConfig",
     "Result",
@@ -45,7 +47,7 @@ _HOMES = {
     "jaxinfer.api": ("Model", "Result", "Stream", "load"),
     "jaxinfer.cache": ("POLICIES", "Cache", "CachePolicy", "Dense", "Window"),
     "jaxinfer.config": ("LayerKind", "ModelConfig", "Rope", "RopeScaling", "Segment"),
-    "jaxinfer.decoding": ("METHODS", "DecodeMethod", "Greedy", "Lookup", "Sample", "Sampling"),
+    "jaxinfer.decoding": ("METHODS", "DecodeMethod", "Eagle", "Greedy", "Lookup", "Medusa", "Sample", "Sampling"),
     "jaxinfer.errors": ("InputError",),
     "jaxinfer.generation": ("Stats",),
 }

@@ -1,0 +1,1 @@
+"""Heads trained on a frozen backbone, which draft for it: Medusa, Hydra, EAGLE."""
