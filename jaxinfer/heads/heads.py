@@ -105,7 +105,7 @@ def frequent(tokens: np.ndarray, vocab_size: int, count: int) -> np.ndarray:
 def check_fits(heads: Any, kinds: tuple[str, ...], method: str, model: Any) -> None:
     """Raises InputError unless `heads` are of one of these kinds, and for this model (an `api.Model`)."""
     if not isinstance(heads, Heads):
-        raise InputError(f"method {method} needs heads={type(heads).__name__} to be Heads: jaxinfer.heads.load(folder)")
+        raise InputError(f"method {method} needs heads={type(heads).__name__} to be Heads: from jaxinfer import heads; heads.load(folder)")
     cfg = heads.cfg
     if cfg.kind not in kinds:
         raise InputError(f"method {method} drafts with {' or '.join(kinds)} heads, and these are {cfg.kind} heads")
