@@ -1,4 +1,4 @@
-"""EAGLE: a decoder layer drafts on the target's own hidden states (Li et al. 2024; its cache and layer: heads/eagle)."""
+"""EAGLE: a decoder layer drafts on the target's own hidden states (Li et al. 2024; the layer: heads/eagle.py)."""
 
 import dataclasses
 from dataclasses import dataclass

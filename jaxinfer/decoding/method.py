@@ -97,8 +97,8 @@ class DecodeMethod(Protocol):
     """A frozen dataclass, static under jit, in a file of its own.
 
     One that cannot run on every model or policy has a method `check(model, policy)` that raises InputError. One with
-    `reads_prompt: ClassVar[bool] = True` finds the prompt's hidden states [B, M, D] in `ctx.extras["hidden"]` at `init`:
-    those of all tokens but the last, zeros behind.
+    `reads_prompt: ClassVar[bool] = True` finds the prompt's hidden states [B, M, D] in `ctx.extras["hidden"]` at
+    `init`: those of all tokens but the last, zeros behind.
     """
 
     samples: ClassVar[bool]  # whether it takes a Sampling

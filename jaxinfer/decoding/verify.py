@@ -88,9 +88,7 @@ def _longest(agrees: jax.Array, size: jax.Array, parent: jax.Array) -> tuple[jax
     return jnp.argmax(on_way, axis=2).astype(jnp.int32), 1 + depth[rows, leaf]
 
 
-def accept_typical(
-    state: DecodeState, draft: Draft, logits: jax.Array, epsilon: float, delta: float
-) -> Accepted:
+def accept_typical(state: DecodeState, draft: Draft, logits: jax.Array, epsilon: float, delta: float) -> Accepted:
     """Accept guesses that are likely enough under each row's own sampling; logits [B, T, V]. Lossy.
 
     As `accept`, but a guess need not be what the target chose: see `accept_likely`. At temperature 0 it must be.

@@ -7,7 +7,6 @@ user's turn and nothing else, a chat model writes what a user might ask (Magpie,
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +20,7 @@ from jaxinfer.cache import Window
 from jaxinfer.decoding import Context, DecodeState, Draft, Sampling, Verdict
 from jaxinfer.decoding.verify import accept
 from jaxinfer.errors import InputError
+from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS
 from jaxinfer.generation import Generation
 from jaxinfer.model import Output
 
@@ -49,7 +49,7 @@ class DataSpec:
     batch: int = 48
     seed: int = 0
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def own_prompts(model: Model, spec: DataSpec, progress: Progress) -> list[str]:
     if model.tokenizer is None or not model.tokenizer.has_chat:
         raise InputError(f"data.own_prompts={spec.own_prompts}: {model.name} has no chat template; set it to 0")
     turns = [model.tokenizer.chat([{"role": "user", "content": word}]) for word in ("apple", "Zebra", "7")]
-    bare = list(commonprefix(turns))
+    alike = [len(set(column)) == 1 for column in zip(*turns, strict=False)]
+    bare = turns[0][: alike.index(False)]
     beginnings = ("", "What", "", "Write", "", "How", "", "The", "", "Can you", "", "Explain", "", "Given", "", "I")
     ids = [bare + (model.tokenizer.encode(word) if word else []) for word in beginnings]
     starts = [ids[i % len(ids)] for i in range(spec.own_prompts)]

@@ -6,8 +6,6 @@ parts, as the backbone has, and one behind, which begins as the backbone's own: 
 the first step of training on. (The paper's has none of these.)
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -59,8 +57,8 @@ def layer(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """One forward: the next hidden states [B, T, D], and these tokens' keys and values [B, K, T, H].
 
-    hidden[B, T, D] and, of the tokens behind each, embedded[B, T, D]; positions i32[B, T]; sees bool[B or 1, T, T]: what
-    of each other they see. All of them see all of `past`.
+    hidden[B, T, D] and, of the tokens behind each, embedded[B, T, D]; positions i32[B, T]; sees bool[B or 1, T, T]:
+    what of each other they see. All of them see all of `past`.
     """
 
     def norm(name: str, x: jax.Array) -> jax.Array:

@@ -105,7 +105,8 @@ def frequent(tokens: np.ndarray, vocab_size: int, count: int) -> np.ndarray:
 def check_fits(heads: Any, kinds: tuple[str, ...], method: str, model: Any) -> None:
     """Raises InputError unless `heads` are of one of these kinds, and for this model (an `api.Model`)."""
     if not isinstance(heads, Heads):
-        raise InputError(f"method {method} needs heads={type(heads).__name__} to be Heads: from jaxinfer import heads; heads.load(folder)")
+        kind = type(heads).__name__
+        raise InputError(f"method {method} needs heads={kind} to be Heads: what jaxinfer.heads.load(folder) gives")
     cfg = heads.cfg
     if cfg.kind not in kinds:
         raise InputError(f"method {method} drafts with {' or '.join(kinds)} heads, and these are {cfg.kind} heads")

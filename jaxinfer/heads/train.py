@@ -24,7 +24,7 @@ from jaxinfer.checkpoint.orbax import new_folder, refuse_existing
 from jaxinfer.errors import InputError
 from jaxinfer.experiment import lines
 from jaxinfer.experiment.prompts import load_prompts
-from jaxinfer.experiment.schema import ModelSpec, PromptSpec, read_as
+from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, ModelSpec, PromptSpec, read_as
 from jaxinfer.experiment.script import read_text
 from jaxinfer.heads import fit, store
 from jaxinfer.heads.data import Corpus, DataSpec, make_corpus
@@ -45,7 +45,10 @@ class TrainSpec:
     every: int = 200
     seed: int = 0
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+
+_DATA, _STEPS = DataSpec(), TrainSpec()
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,10 @@ class Training:
     kind: Kind = "medusa"
     count: int = 4
     draft_vocab: int = 8192
-    data: DataSpec = DataSpec()
-    training: TrainSpec = TrainSpec()
+    data: DataSpec = _DATA
+    training: TrainSpec = _STEPS
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
 
 @dataclass
@@ -150,7 +153,12 @@ def train(
 
 
 def learn(
-    model: Model, cfg: HeadsConfig, corpus: Corpus, spec: TrainSpec, partial: Path, show: Callable[[str, int, int], None]
+    model: Model,
+    cfg: HeadsConfig,
+    corpus: Corpus,
+    spec: TrainSpec,
+    partial: Path,
+    show: Callable[[str, int, int], None],
 ) -> tuple[Heads, State]:
     """Heads trained on a corpus, from the newest checkpoint in `partial` on if there is one."""
     texts = np.arange(len(corpus))

@@ -48,7 +48,10 @@ def test_a_ragged_batch_writes_what_greedy_writes(request, ragged, name, kind, m
         assert sum(drafted.stats.proposed) > 2 * sum(drafted.stats.steps)
     hot = Sampling(temperature=[0.0, 0.3, 0.7, 1.0, 2.0], top_p=0.9)
     one = tiny.generate(prompts, max_new_tokens=40, sampling=hot, policy=policy, seed=3)
-    assert model.generate(prompts, max_new_tokens=40, sampling=hot, policy=policy, method=method, seed=3).tokens == one.tokens
+    assert (
+        model.generate(prompts, max_new_tokens=40, sampling=hot, policy=policy, method=method, seed=3).tokens
+        == one.tokens
+    )
 
 
 V = 32
