@@ -35,9 +35,9 @@ class Batch(NamedTuple):
     Medusa and Hydra: T = 1. EAGLE: T pairs and one more hidden state, that of the last pair's token.
     """
 
-    hidden: jax.Array
-    tokens: jax.Array
-    live: jax.Array  # bool[b, T]: which are learned from
+    hidden: Any  # arrays of numpy, or of a program
+    tokens: Any
+    live: Any  # bool[b, T]: which are learned from
 
 
 def place_of(vocab: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -110,13 +110,13 @@ def guesses(params: Any, cfg: HeadsConfig, frozen: Frozen, batch: Batch, key: ja
         embedded = embed(frozen.embedding, tokens[:, :-1])
         found, _ = eagle.layer(params, cfg, hidden, embedded, positions, sees)
         return found, tokens[:, 1:], batch.live
-    embedded = embed(frozen.embedding, tokens) if cfg.kind == "hydra" else None
-    found = [
-        feature(params[f"head_{k}"], batch.hidden[:, 0], None if embedded is None else embedded[:, :k])
+    between = embed(frozen.embedding, tokens) if cfg.kind == "hydra" else None
+    each = [
+        feature(params[f"head_{k}"], batch.hidden[:, 0], None if between is None else between[:, :k])
         for k in range(1, cfg.count + 1)
     ]
     labels = tokens[:, 1:]
-    return jnp.stack(found, axis=1), labels, jnp.broadcast_to(batch.live, labels.shape)
+    return jnp.stack(each, axis=1), labels, jnp.broadcast_to(batch.live, labels.shape)
 
 
 def loss(params: Any, cfg: HeadsConfig, frozen: Frozen, batch: Batch, key: jax.Array) -> jax.Array:

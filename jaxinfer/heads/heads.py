@@ -50,7 +50,9 @@ class HeadsConfig:
             raise InputError(f"count={count} must be from 1 to 16: how many tokens ahead the heads guess")
         if not 2 <= draft_vocab <= cfg.vocab_size:
             raise InputError(f"draft_vocab={draft_vocab} must be from 2 to the {cfg.vocab_size} tokens of {backbone}")
-        common = dict(kind=kind, backbone=backbone, d_model=cfg.d_model, vocab_size=cfg.vocab_size, eps=cfg.norm_eps)
+        common: dict[str, Any] = dict(
+            kind=kind, backbone=backbone, d_model=cfg.d_model, vocab_size=cfg.vocab_size, eps=cfg.norm_eps
+        )
         if kind != "eagle":
             return cls(**common, draft_vocab=draft_vocab, count=count)
         width = cfg.head_dim - cfg.head_dim % 2

@@ -197,7 +197,7 @@ def evaluate(
     cfg: HeadsConfig, params: Any, frozen: fit.Frozen, corpus: Corpus, held: np.ndarray, spec: TrainSpec, most: int = 8
 ) -> list[list[float]]:
     """By head, the share of held-out labels that were the r-th best guess: [K][RANKS], over some random batches."""
-    right, total = 0.0, 0.0
+    right, total = np.zeros((1, fit.RANKS)), np.zeros(1)
     for number, batch in enumerate(fit.batches(cfg, corpus, held, spec.batch, spec.seed + 1, 0)):
         if number == most:
             break
