@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import yaml
 
-from jaxinfer import Dense, Eagle, InputError, Medusa, cli, heads, scoring
+from jaxinfer import Dense, Eagle, InputError, Medusa, Sampling, cli, heads, scoring
 from jaxinfer.experiment.schema import ModelSpec
 from jaxinfer.heads import fit
 from jaxinfer.heads import train as training
-from jaxinfer.heads.data import Corpus, DataSpec, make_corpus
+from jaxinfer.heads.data import Corpus, DataSpec, make_corpus, own_prompts
 from jaxinfer.heads.heads import HeadsConfig
 from jaxinfer.heads.train import Training, TrainSpec, train
 
@@ -27,7 +27,9 @@ def quiet(*_):
 @pytest.fixture(scope="module")
 def model(tiny_gemma):
     """Encodes letters, has no chat template, stops nowhere."""
-    tokenizer = SimpleNamespace(has_chat=False, stop_ids=(), encode=lambda text: [ord(c) % 97 for c in text])
+    tokenizer = SimpleNamespace(
+        has_chat=False, stop_ids=(), encode=lambda text: [ord(c) % 97 for c in text], decode=str
+    )
     return dataclasses.replace(tiny_gemma, tokenizer=tokenizer, name="tiny")
 
 
@@ -50,6 +52,28 @@ def test_the_corpus_is_what_the_model_writes_and_thinks(model, corpus):
     assert corpus.tokens[begin:end].tolist() == model.encode("some text " * 60)[256:512]
     hidden = scoring.features(model.target, Dense(), corpus.tokens[None, begin:end])[0]
     np.testing.assert_allclose(corpus.features[begin:end], hidden, atol=4e-3, rtol=2e-3)
+
+
+def test_own_prompts_are_what_the_model_writes_in_a_users_place(model):
+    def letters(text):
+        return [ord(c) % 97 for c in text]
+
+    def chat(messages):
+        return [5, 6, *letters(messages[0]["content"]), 7]
+
+    tokenizer = SimpleNamespace(
+        has_chat=True, stop_ids=(), encode=letters, decode=lambda ids: str(list(ids)), chat=chat
+    )
+    chatty = dataclasses.replace(model, tokenizer=tokenizer)
+    found = own_prompts(chatty, dataclasses.replace(DATA, own_prompts=12), quiet)
+    words = ["", "What", "", "Write", "", "How", "", "The", "", "Can you", "", "Explain"]
+    starts, seeds = [[5, 6, *letters(word)] for word in words], [1_000_000 + i for i in range(12)]
+    hot = Sampling(temperature=1.0)
+    written = model.generate(starts, max_new_tokens=DATA.max_new_tokens, sampling=hot, seed=seeds).tokens
+    expected = [str([*start[2:], *new[:-1]]) for start, new in zip(starts, written, strict=True)]
+    assert sorted(found) == sorted(expected)
+    with pytest.raises(InputError, match=r"data.own_prompts=12: tiny has no chat template"):
+        own_prompts(model, dataclasses.replace(DATA, own_prompts=12), quiet)
 
 
 def random_corpus(lengths, starts, d_model=48):
