@@ -84,7 +84,7 @@ def random_corpus(lengths, starts, d_model=48):
 
 
 def test_what_is_learned_stays_within_the_answers_of_a_text():
-    lengths, starts = (9, 200, 4), (4, 150, 0)
+    lengths, starts = (9, 200, 5), (4, 150, 0)
     corpus = random_corpus(lengths, starts)
     cfg = HeadsConfig("medusa", "tiny", 48, 97, 97, count=3)
     found = fit.places(cfg, corpus, np.arange(3))
