@@ -43,7 +43,9 @@ def init(cfg: HeadsConfig, key: jax.Array, final_scale: jax.Array | None = None)
         name: INIT(one, shape) for (name, shape), one in zip(shapes.items(), jax.random.split(key, 8), strict=True)
     }
     norms = {name: jnp.ones(d) for name in ("hidden_norm", "attention_norm", "mlp_norm", "final_norm")}
-    return {**kernels, **norms, **({} if final_scale is None else {"final_norm": jnp.asarray(final_scale)})}
+    if final_scale is not None:
+        norms["final_norm"] = jnp.array(final_scale, jnp.float32)  # a copy: training donates its parameters
+    return {**kernels, **norms}
 
 
 def layer(

