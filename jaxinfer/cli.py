@@ -196,6 +196,27 @@ def run(
     terminal.run_experiment(config, arguments or [], resume)
 
 
+train = typer.Typer(no_args_is_help=True, help="Train small parts on a frozen model.")
+app.add_typer(train, name="train")
+
+
+@train.command("heads")
+def _train_heads(
+    config: Annotated[str, typer.Argument(help="A YAML file, such as configs/train_medusa.yaml.")],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Overrides by dotted path, such as training.steps=100."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what was interrupted.")] = False,
+) -> None:
+    """Train Medusa, Hydra or EAGLE heads on text that the model writes itself."""
+    from jaxinfer.experiment.terminal import stderr
+    from jaxinfer.heads.train import train_from
+
+    folder = train_from(config, arguments or [], resume, stderr)
+    typer.echo(f"heads: {folder}")
+
+
 @app.command("list")
 def list_() -> None:
     """The built-in models, the decode methods and the cache policies."""

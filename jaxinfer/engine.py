@@ -22,6 +22,12 @@ def prefill(model: Transformer, params: Any, cache: Cache, tokens: jax.Array, n:
     return cache.policy.commit(cache, output.fresh, None, n, output.stats)
 
 
+def features(model: Transformer, params: Any, cache: Cache, tokens: jax.Array, n: jax.Array) -> tuple[Cache, jax.Array]:
+    """Prefill that also gives [B, T, D]: the hidden state of every token."""
+    output = forward(model, params, tokens, positions_of(cache, tokens), cache, n=n)
+    return cache.policy.commit(cache, output.fresh, None, n, output.stats), output.hidden
+
+
 def score(model: Transformer, params: Any, cache: Cache, tokens: jax.Array, n: jax.Array) -> tuple[Cache, jax.Array]:
     """Prefill that also gives float32[B, T, V]: the logits behind every token."""
     output = forward(model, params, tokens, positions_of(cache, tokens), cache, n=n)

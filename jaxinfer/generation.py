@@ -16,7 +16,7 @@ from jaxinfer.cache.store import STORE_AXES, Cache, Store
 from jaxinfer.config import ModelConfig
 from jaxinfer.decoding.method import Companion, Context, DecodeMethod, DecodeState
 from jaxinfer.decoding.sampling import Sampling, SamplingState
-from jaxinfer.engine import decode, prefill
+from jaxinfer.engine import decode, features, prefill
 from jaxinfer.errors import InputError
 from jaxinfer.model import Transformer
 from jaxinfer.programs import program
@@ -91,8 +91,13 @@ class Target:
 
         return jax.tree.map(lambda x: layout.place(x, axes_of(x)), cache)
 
-    def prefill(self, cache: Cache, tokens: np.ndarray, n: np.ndarray) -> tuple[Cache, float]:
-        """Commit the first n[B] of tokens i32[B, P], chunk by chunk: the cache, and seconds spent compiling."""
+    def prefill(
+        self, cache: Cache, tokens: np.ndarray, n: np.ndarray, hidden: list[jax.Array] | None = None
+    ) -> tuple[Cache, float]:
+        """Commit the first n[B] of tokens i32[B, P], chunk by chunk: the cache, and seconds spent compiling.
+
+        A list `hidden` gets the hidden states of the chunks, [B, T, D] each.
+        """
         compiling, done = 0.0, 0
         for width in chunks(int(n.max(initial=0))):
             part = np.zeros((tokens.shape[0], width), np.int32)
@@ -100,9 +105,14 @@ class Target:
             part[:, : given.shape[1]] = given
             size = np.clip(n - done, 0, width).astype(np.int32)
             args = (self.params, cache, self.place(part, "batch", "tokens"), self.place(size, "batch"))
-            call, new = program(prefill, (self.model,), args, carry=1, layout=self.layout)
+            fun = prefill if hidden is None else features
+            call, new = program(fun, (self.model,), args, carry=1, layout=self.layout)
             compiling += call.seconds if new else 0.0
-            cache = call.call(*args)
+            if hidden is None:
+                cache = call.call(*args)
+            else:
+                cache, states = call.call(*args)
+                hidden.append(states)
             done += width
         return cache, compiling
 
@@ -129,6 +139,12 @@ def chunks(n: int) -> Iterator[int]:
 def power_of_two(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 1 << max(n - 1, 0).bit_length()
+
+
+def _joined(parts: list[jax.Array], shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Chunks [B, T, D] one behind the other, in an array of this shape: cut, or filled up with zeros."""
+    whole = jnp.concatenate([jnp.zeros((shape[0], 0, shape[2]), dtype), *parts], axis=1)[:, : shape[1]]
+    return jnp.pad(whole, ((0, 0), (0, shape[1] - whole.shape[1]), (0, 0)))
 
 
 class Generation:
@@ -170,7 +186,8 @@ class Generation:
         self.seconds = {"prefill": 0.0, "decode": 0.0, "compile": 0.0}
         self.temp_bytes = 0
         start = time.perf_counter()
-        cache, compiling = target.prefill(target.empty_cache(policy, len(prompts), buffer), tokens, lengths - 1)
+        hidden: list[jax.Array] | None = [] if getattr(method, "reads_prompt", False) else None
+        cache, compiling = target.prefill(target.empty_cache(policy, len(prompts), buffer), tokens, lengths - 1, hidden)
         extras = {name: target.extras[name] for name in method.needs}
         for name, extra in extras.items():
             if isinstance(extra, Target):
@@ -204,7 +221,8 @@ class Generation:
             proposed=per_row(zeros),
             accepted=per_row(zeros),
         )
-        ctx = Context(target.params, extras, target.model)
+        seen = {} if hidden is None else {"hidden": _joined(hidden, (*tokens.shape, cfg.d_model), target.model.dtype)}
+        ctx = Context(target.params, {**extras, **seen}, target.model)
         held = method.hold(ctx, state) if hasattr(method, "hold") else None
         aux = jax.tree.map(jnp.copy, method.init(ctx, state))  # it may be made of parts of the state, which are donated
         self.state = dataclasses.replace(state, aux=aux, held=held)

@@ -23,12 +23,21 @@ def check_batch(tokens: Any) -> np.ndarray:
 
 def logits(target: Target, policy: CachePolicy, tokens: np.ndarray) -> jax.Array:
     """tokens int32[B, T] -> float32[B, T, V], chunk by chunk."""
+    return _chunked(engine.score, target, policy, tokens)
+
+
+def features(target: Target, policy: CachePolicy, tokens: np.ndarray) -> jax.Array:
+    """tokens int32[B, T] -> [B, T, D], the hidden states behind the final norm, chunk by chunk."""
+    return _chunked(engine.features, target, policy, tokens)
+
+
+def _chunked(fun, target: Target, policy: CachePolicy, tokens: np.ndarray) -> jax.Array:
     batch, length = tokens.shape
     cache = target.empty_cache(policy, batch, length)
     parts, done = [], 0
     for width in chunks(length):
         size = min(width, length - done)
-        cache, part = _call(engine.score, target, cache, tokens[:, done : done + size], width)
+        cache, part = _call(fun, target, cache, tokens[:, done : done + size], width)
         parts.append(part[:, :size])
         done += size
     return jnp.concatenate(parts, axis=1)

@@ -1,11 +1,13 @@
 """Decode methods, one file each, and the registry that configs resolve names in."""
 
 from jaxinfer.decoding.adaptive import Adaptive
+from jaxinfer.decoding.eagle import Eagle
 from jaxinfer.decoding.greedy import Greedy
 from jaxinfer.decoding.jacobi import Jacobi
 from jaxinfer.decoding.llma import LLMA, references
 from jaxinfer.decoding.lookahead import Lookahead
 from jaxinfer.decoding.lookup import Lookup
+from jaxinfer.decoding.medusa import Medusa
 from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Verdict
 from jaxinfer.decoding.recycling import Recycling
 from jaxinfer.decoding.retrieval import Datastore, Retrieval
@@ -25,6 +27,8 @@ METHODS: dict[str, type[DecodeMethod]] = {
     "lookahead": Lookahead,
     "recycling": Recycling,
     "speculative": Speculative,
+    "medusa": Medusa,
+    "eagle": Eagle,
     "adaptive": Adaptive,
 }
 
@@ -37,10 +41,12 @@ __all__ = [
     "DecodeMethod",
     "DecodeState",
     "Draft",
+    "Eagle",
     "Greedy",
     "Jacobi",
     "Lookahead",
     "Lookup",
+    "Medusa",
     "Recycling",
     "Retrieval",
     "Sample",

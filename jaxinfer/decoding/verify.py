@@ -15,6 +15,7 @@ from jaxinfer.decoding.method import DecodeState, Draft
 from jaxinfer.decoding.penalties import penalize
 from jaxinfer.decoding.sampling import SamplingState, distribution
 from jaxinfer.decoding.trees import ancestors
+from jaxinfer.decoding.truncation import entropy
 
 
 class Accepted(NamedTuple):
@@ -108,19 +109,61 @@ def accept_tree(draft: jax.Array, size: jax.Array, parent: jax.Array, chosen: ja
 
     As `accept_chain`, with parent i32[B, T]: of guesses that say the same below one column, the first counts.
     """
-    width = draft.shape[1]
-    order = jnp.arange(width)
     above = jnp.take_along_axis(chosen, jnp.maximum(parent, 0), axis=1)
-    agrees = ((draft == above) | (order == 0)) & (order < size[:, None])
+    take, n = _longest(draft == above, size, parent)
+    return Accepted(jnp.take_along_axis(chosen, take, axis=1), n, take)
+
+
+def _longest(agrees: jax.Array, size: jax.Array, parent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The longest path from the root on which all of bool[B, T] agree, as columns i32[B, T], and its length i32[B]."""
+    order = jnp.arange(agrees.shape[1])
+    agrees = (agrees | (order == 0)) & (order < size[:, None])
     path = ancestors(parent)
     accepted = jnp.all(agrees[:, None, :] | ~path, axis=2)
     depth = jnp.sum(path, axis=2, dtype=jnp.int32) - 1
     leaf = jnp.argmax(jnp.where(accepted, depth, -1), axis=1)
-    rows = jnp.arange(draft.shape[0])
+    rows = jnp.arange(agrees.shape[0])
     # Of the columns on the way to the leaf exactly one stands at each depth.
     on_way = path[rows, leaf][:, None, :] & (depth[:, None, :] == order[:, None])
-    take = jnp.argmax(on_way, axis=2).astype(jnp.int32)
-    return Accepted(jnp.take_along_axis(chosen, take, axis=1), 1 + depth[rows, leaf], take)
+    return jnp.argmax(on_way, axis=2).astype(jnp.int32), 1 + depth[rows, leaf]
+
+
+def accept_typical(state: DecodeState, draft: Draft, logits: jax.Array, epsilon: float, delta: float) -> Accepted:
+    """Accept guesses that are likely enough under each row's own sampling; logits [B, T, V]. Lossy.
+
+    As `accept`, but a guess need not be what the target chose: see `accept_likely`. At temperature 0 it must be.
+    """
+    logits = penalize(state, logits, draft.tokens, draft.tree)
+    chosen = choose(state.sampling, logits, state.keys(draft.depth))
+    probs = distribution(state.sampling, logits)
+    parent = draft.parent
+    if parent is None:
+        parent = jnp.broadcast_to(jnp.arange(-1, draft.tokens.shape[1] - 1), draft.tokens.shape)
+    return accept_likely(draft.tokens, draft.size, parent, chosen, probs, epsilon, delta)
+
+
+def accept_likely(
+    draft: jax.Array,
+    size: jax.Array,
+    parent: jax.Array,
+    chosen: jax.Array,
+    probs: jax.Array,
+    epsilon: float,
+    delta: float,
+) -> Accepted:
+    """Typical acceptance (Medusa, Cai et al. 2024, section 2.3.1): p(guess) > min(epsilon, delta * exp(-entropy)).
+
+    As `accept_tree`, with probs float32[B, T, V]: the target's distribution behind each column, whose entropy (nats)
+    says how sure it is. The longest path of such guesses is emitted, and behind it what the target chose there.
+    """
+    threshold = jnp.minimum(epsilon, delta * jnp.exp(-entropy(probs)))
+    above = jnp.maximum(parent, 0)
+    rows = jnp.arange(len(draft))[:, None]
+    likely = probs[rows, above, draft] > threshold[rows, above]
+    take, n = _longest(likely, size, parent)
+    guesses = jnp.take_along_axis(draft, jnp.roll(take, -1, axis=1), axis=1)
+    last = chosen[rows, take]
+    return Accepted(jnp.where(jnp.arange(draft.shape[1]) == n[:, None] - 1, last, guesses), n, take)
 
 
 def accept_sampled(

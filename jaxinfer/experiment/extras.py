@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jaxinfer
+from jaxinfer import heads
 from jaxinfer.experiment.schema import ExtraSpec
 from jaxinfer.experiment.script import read_text
 from jaxinfer.transform import keep_layers
@@ -34,5 +35,9 @@ def _references(model: Any, source: str, spec: ExtraSpec) -> Any:
     return jaxinfer.references([read_text(spec.source, "extras.references")], model.tokenizer)
 
 
-KINDS = {"draft": _draft, "datastore": _datastore, "references": _references}
+def _heads(model: Any, source: str, spec: ExtraSpec) -> heads.Heads:
+    return heads.load(spec.source)
+
+
+KINDS = {"draft": _draft, "heads": _heads, "datastore": _datastore, "references": _references}
 """By the name of an extra, what makes it from its spec."""

@@ -107,7 +107,7 @@ class RowSpec:
 
 @dataclass(frozen=True)
 class ExtraSpec:
-    """What a method uses beside the model: a draft model, and which layers of it (null: all); or a text file."""
+    """What a method uses beside the model: a draft model and its layers (null: all), a folder of heads, a text file."""
 
     source: str
     dtype: Literal["float32", "bfloat16"] | None = None

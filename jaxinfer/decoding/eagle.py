@@ -1,0 +1,108 @@
+"""EAGLE: a decoder layer drafts on the target's own hidden states (Li et al. 2024; the layer: heads/eagle.py)."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxinfer.decoding.growth import Paths, check_branches, check_paths, grow, parents, width
+from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
+from jaxinfer.decoding.trees import ancestors, from_paths
+from jaxinfer.decoding.verify import accept
+from jaxinfer.heads import eagle
+from jaxinfer.heads.heads import Heads, check_fits, embed, scores, unembedding
+from jaxinfer.model import Output
+
+CHUNK = 256  # tokens of a prompt that the layer reads at a time
+
+
+@struct.dataclass
+class Trail:
+    """How far the layer has read, and what it expects next."""
+
+    past: eagle.Past  # a pair a token: the target's hidden state, and the token behind it, the pending one at last
+    expected: jax.Array  # f32[B, D]: the hidden state of the pending token, as the layer expects it
+    ready: jax.Array  # bool[B]: whether it has read anything: a prompt of one token has no hidden state yet
+
+
+@dataclass(frozen=True)
+class Eagle:
+    """A decoder layer goes on with the target's hidden states, a chain or a tree ahead. Lossless."""
+
+    paths: Paths = ((0, 0, 0),)  # one path of zeros is a chain; see `trees.from_paths`
+
+    samples: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("heads",)
+    reads_prompt: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_paths(self.paths)
+
+    @property
+    def width(self) -> int:
+        return width(self.paths)
+
+    def check(self, model: Any, policy: Any) -> None:
+        check_fits(model.extras["heads"], ("eagle",), "Eagle", model)
+        check_branches(self.paths, model)
+
+    def hold(self, ctx: Context, state: DecodeState) -> jax.Array:
+        """f32[M, D]: the unembedding of the tokens that can be guessed."""
+        return unembedding(ctx.params, ctx.extras["heads"].vocab)
+
+    def init(self, ctx: Context, state: DecodeState) -> Trail:
+        heads, hidden = ctx.extras["heads"], ctx.extras["hidden"].astype(jnp.float32)
+        batch, slots, d = hidden.shape
+        behind = jnp.pad(state.tokens[:, 1:], ((0, 0), (0, 1)))
+        trail = Trail(eagle.empty(heads.cfg, batch, slots), jnp.zeros((batch, d)), state.n > 1)
+        for start in range(0, int(jnp.max(state.n)) - 1, CHUNK):
+            part = slice(start, start + CHUNK)
+            n = jnp.clip(state.n - 1 - start, 0, CHUNK)
+            trail = _read(heads, trail, hidden[:, part], embed(ctx.params, behind[:, part]), n)
+        return trail
+
+    def propose(self, ctx: Context, state: DecodeState) -> Draft:
+        heads, trail = ctx.extras["heads"], state.aux
+        parent, _ = from_paths(self.paths)
+        sees = ancestors(jnp.asarray(parent)[None])[:, 1:, 1:]
+        depth = jnp.sum(sees, axis=2)
+        behind_root = trail.expected[:, None]
+        states: list[jax.Array] = [behind_root]
+
+        def guess(level: int, columns: np.ndarray, tokens: jax.Array) -> jax.Array:
+            """The states expected at all columns so far; a tree is small, so none are kept from level to level."""
+            drafted = tokens.shape[1] - 1
+            if drafted:
+                hidden = states[-1][:, parent[1 : drafted + 1]]
+                positions = trail.past.length[:, None] - 1 + depth[:, :drafted]
+                among = sees[:, :drafted, :drafted]
+                embedded = embed(ctx.params, tokens[:, 1:])
+                found, _ = eagle.layer(heads.params, heads.cfg, hidden, embedded, positions, among, trail.past)
+                states.append(jnp.concatenate([behind_root, found], axis=1))
+            return scores(states[-1][:, columns], state.held)
+
+        tokens = grow(self.paths, state.pending, heads.vocab, guess)
+        size = jnp.where(trail.ready, self.width, 1)
+        return Draft(tokens, size, parents(self.paths, len(tokens)), held=state.held)
+
+    def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
+        accepted, hidden = accept(state, draft, logits), output.hidden.astype(jnp.float32)
+        if accepted.take is not None:
+            hidden = jnp.take_along_axis(hidden, accepted.take[:, :, None], axis=1)
+        trail = _read(ctx.extras["heads"], state.aux, hidden, embed(ctx.params, accepted.emit), accepted.n)
+        return Verdict(*accepted, aux=dataclasses.replace(trail, ready=jnp.ones_like(trail.ready)))
+
+
+@jax.jit
+def _read(heads: Heads, trail: Trail, hidden: jax.Array, embedded: jax.Array, n: jax.Array) -> Trail:
+    """Read the first n[B] pairs of a hidden state and the embedding of the token behind it, both [B, T, D]."""
+    order = jnp.arange(hidden.shape[1])
+    positions, sees = trail.past.length[:, None] + order, order[:, None] >= order
+    found, fresh = eagle.layer(heads.params, heads.cfg, hidden, embedded, positions, sees[None], trail.past)
+    last = jnp.take_along_axis(found, jnp.maximum(n - 1, 0)[:, None, None], axis=1)[:, 0]
+    expected = jnp.where((n > 0)[:, None], last, trail.expected)
+    return Trail(eagle.commit(trail.past, fresh, n), expected, trail.ready)

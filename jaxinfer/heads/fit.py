@@ -1,0 +1,170 @@
+"""What heads learn: batches, losses and accuracies, as functions of arrays. The backbone's weights do not move."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxinfer.heads import eagle
+from jaxinfer.heads.data import Corpus
+from jaxinfer.heads.heads import HeadsConfig, embed
+from jaxinfer.heads.resblock import feature
+
+RANKS = 8  # accuracies are kept for that many best guesses
+DISCOUNT = 0.8  # the loss of a head counts so much of that of the one before (Medusa, section 2.2.1)
+NOISE = 0.1  # EAGLE learns from hidden states with uniform noise of this size beside theirs (section 4.1)
+WINDOW = 128  # pairs of a text that EAGLE learns from at a time
+CLIP = 1.0  # norm of a gradient
+
+
+class Frozen(NamedTuple):
+    """What is used of the backbone."""
+
+    embedding: dict[str, Any]  # as in its parameters: {"embed": {"embedding": [V, D]}}
+    rows: jax.Array  # f32[M, D]: the unembedding of the tokens that can be guessed
+    place: jax.Array  # i32[V]: which of the M rows a token has, -1 for none
+
+
+class Batch(NamedTuple):
+    """Texts cut at some place: hidden[b, T, D] of tokens, and tokens i32[b, T'] from the one behind the first on.
+
+    Medusa and Hydra: T = 1. EAGLE: T pairs and one more hidden state, that of the last pair's token.
+    """
+
+    hidden: Any  # arrays of numpy, or of a program
+    tokens: Any
+    live: Any  # bool[b, T]: which are learned from
+
+
+def place_of(vocab: np.ndarray, vocab_size: int) -> np.ndarray:
+    """int32[V]: the index of each token in vocab [M], -1 where it is not."""
+    place = np.full(vocab_size, -1, np.int32)
+    place[vocab] = np.arange(len(vocab), dtype=np.int32)
+    return place
+
+
+def batches(cfg: HeadsConfig, corpus: Corpus, texts: np.ndarray, size: int, seed: int, start: int) -> Iterator[Batch]:
+    """Endless random batches of some of the texts, from number `start` on: each is a function of seed and number.
+
+    `size` counts the tokens that are learned from: of EAGLE whole windows. Raises nothing; `usable` says what is left.
+    """
+    number = start
+    while True:
+        rng = np.random.default_rng([seed, number])
+        if cfg.kind == "eagle":
+            rows = rng.choice(texts, max(1, size // WINDOW))
+            yield windows(corpus, rows, rng)
+        else:
+            yield pieces(cfg, corpus, rng.choice(places(cfg, corpus, texts), size))
+        number += 1
+
+
+def places(cfg: HeadsConfig, corpus: Corpus, texts: np.ndarray) -> np.ndarray:
+    """Which of the N tokens have `count` + 1 tokens of an answer behind them."""
+    found = [
+        np.arange(corpus.offsets[i] + max(corpus.starts[i] - 1, 0), corpus.offsets[i + 1] - cfg.count - 1)
+        for i in texts
+    ]
+    return np.concatenate([np.zeros(0, np.int64), *found])
+
+
+def pieces(cfg: HeadsConfig, corpus: Corpus, at: np.ndarray) -> Batch:
+    """The hidden states at these places, each with the count + 1 tokens behind it."""
+    tokens = corpus.tokens[at[:, None] + np.arange(1, cfg.count + 2)]
+    hidden = np.asarray(corpus.features[at], np.float32)[:, None]
+    return Batch(hidden, tokens, np.ones((len(at), 1), bool))
+
+
+def windows(corpus: Corpus, texts: np.ndarray, rng: np.random.Generator) -> Batch:
+    """A window of each of these texts: the end of it is filled up if the text is shorter."""
+    hidden = np.zeros((len(texts), WINDOW + 1, corpus.features.shape[1]), np.float32)
+    tokens, live = np.zeros((len(texts), WINDOW + 1), np.int32), np.zeros((len(texts), WINDOW), bool)
+    for row, text in enumerate(texts):
+        begin, end = corpus.offsets[text], corpus.offsets[text + 1]
+        first = begin + rng.integers(0, max(end - begin - WINDOW - 2, 0) + 1)
+        n = min(WINDOW + 2, end - first)  # tokens
+        hidden[row, : min(n, WINDOW + 1)] = corpus.features[first : first + min(n, WINDOW + 1)]
+        tokens[row, : n - 1] = corpus.tokens[first + 1 : first + n]
+        answered = first + np.arange(WINDOW) + 2 >= begin + corpus.starts[text]
+        live[row] = answered & (np.arange(WINDOW) < n - 2)
+    return Batch(hidden, tokens, live)
+
+
+def guesses(params: Any, cfg: HeadsConfig, frozen: Frozen, batch: Batch, key: jax.Array | None = None):
+    """Features [b, K, D], the tokens i32[b, K] that each should give, and bool[b, K]: which count.
+
+    K is the number of heads; for EAGLE that of pairs. A key adds EAGLE's noise.
+    """
+    tokens = batch.tokens
+    if cfg.kind == "eagle":
+        hidden = batch.hidden[:, :-1]
+        if key is not None:
+            size = NOISE * jnp.sqrt(jnp.mean(hidden**2))
+            hidden = hidden + jax.random.uniform(key, hidden.shape, minval=-size, maxval=size)
+        positions = jnp.broadcast_to(jnp.arange(hidden.shape[1]), hidden.shape[:2])
+        sees = jnp.tril(jnp.ones((1, hidden.shape[1], hidden.shape[1]), bool))
+        embedded = embed(frozen.embedding, tokens[:, :-1])
+        found, _ = eagle.layer(params, cfg, hidden, embedded, positions, sees)
+        return found, tokens[:, 1:], batch.live
+    between = embed(frozen.embedding, tokens) if cfg.kind == "hydra" else None
+    each = [
+        feature(params[f"head_{k}"], batch.hidden[:, 0], None if between is None else between[:, :k])
+        for k in range(1, cfg.count + 1)
+    ]
+    labels = tokens[:, 1:]
+    return jnp.stack(each, axis=1), labels, jnp.broadcast_to(batch.live, labels.shape)
+
+
+def loss(params: Any, cfg: HeadsConfig, frozen: Frozen, batch: Batch, key: jax.Array) -> jax.Array:
+    """Cross entropy over the tokens that can be guessed; a label that is none of them does not count.
+
+    Medusa and Hydra learn the text's own tokens. EAGLE learns the backbone's distribution, and its hidden states, by a
+    smooth L1 distance in units of their root mean square (section 3.2).
+    """
+    found, labels, live = guesses(params, cfg, frozen, batch, key)
+    log_probs = jax.nn.log_softmax(found @ frozen.rows.T, axis=-1)
+    if cfg.kind == "eagle":
+        wanted = batch.hidden[:, 1:]
+        teacher = jax.nn.softmax(wanted @ frozen.rows.T, axis=-1)
+        size = jnp.sqrt(jnp.mean(wanted**2, where=live[..., None]))
+        distance = jnp.mean(optax.losses.huber_loss(found / size, wanted / size), axis=-1)
+        return jnp.mean(distance - jnp.sum(teacher * log_probs, axis=-1), where=live)
+    place = frozen.place[labels]
+    entropy = -jnp.take_along_axis(log_probs, jnp.maximum(place, 0)[..., None], axis=-1)[..., 0]
+    weights = live * (place >= 0) * DISCOUNT ** jnp.arange(cfg.count, dtype=jnp.float32)
+    return jnp.sum(entropy * weights) / jnp.maximum(jnp.sum(live) / cfg.count, 1)
+
+
+@partial(jax.jit, static_argnums=(0,))
+def hits(cfg: HeadsConfig, params: Any, frozen: Frozen, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """How often the label was the r-th best guess, f32[K, RANKS], and of how many, f32[K]; K is 1 for EAGLE."""
+    found, labels, live = guesses(params, cfg, frozen, batch)
+    logits, place = found @ frozen.rows.T, frozen.place[labels]
+    own = jnp.take_along_axis(logits, jnp.maximum(place, 0)[..., None], axis=-1)
+    rank = jnp.where((place >= 0) & live, jnp.sum(logits > own, axis=-1), RANKS)
+    right = jax.nn.one_hot(rank, RANKS)
+    if cfg.kind == "eagle":
+        return jnp.sum(right, axis=(0, 1))[None], jnp.sum(live)[None]
+    return jnp.sum(right, axis=0), jnp.sum(live, axis=0)
+
+
+def optimizer(steps: int, learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
+    """AdamW with a twentieth of warm-up and a cosine down to zero."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 20), max(2, steps))
+    return optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(schedule, weight_decay=weight_decay))
+
+
+def make_update(cfg: HeadsConfig, tx: optax.GradientTransformation):
+    """update(params, opt_state, frozen, batch, key) -> params, opt_state, loss; the first two are donated."""
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def update(params, opt_state, frozen: Frozen, batch: Batch, key: jax.Array):
+        value, gradient = jax.value_and_grad(loss)(params, cfg, frozen, batch, key)
+        changes, opt_state = tx.update(gradient, opt_state, params)
+        return optax.apply_updates(params, changes), opt_state, value
+
+    return update
