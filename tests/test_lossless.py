@@ -180,7 +180,6 @@ TEXTS = (
         (range(8), Lookup(width=8, ngram=3), Window()),
         (range(3), Lookup(width=4, ngram=2), Dense()),
         ([5], Lookup(width=16, ngram=4), Window()),
-        ([0], Lookup(width=16, ngram=4), Window()),
     ],
     ids=str,
 )
