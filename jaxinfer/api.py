@@ -185,7 +185,7 @@ class Model:
         policy, method = self.default_policy(policy), method or (Greedy() if sampling is None else Sample())
         for name in method.needs:
             if name not in self.extras:
-                raise InputError(f"method {type(method).__name__} needs a {name}: model.attach({name}=...)")
+                raise InputError(f"method {type(method).__name__} needs {name}: model.attach({name}=...)")
         if hasattr(method, "check"):
             method.check(self, policy)
         if sampling is not None and not method.samples and sampling != Sampling(temperature=0.0):

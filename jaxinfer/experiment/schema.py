@@ -237,7 +237,7 @@ def _fill(row: RowSpec, path: Keys, origin: Origin, extras: Collection[str]) -> 
     for name in method.needs:
         if name not in extras:
             raise origin.error(
-                (*path, "method"), f"{row.method['name']} needs a {name}: write 'extras: {{{name}: ...}}'"
+                (*path, "method"), f"{row.method['name']} needs {name}: write 'extras: {{{name}: ...}}'"
             )
     policy, sampling = row.policy, row.sampling
     if policy is not None:

@@ -231,7 +231,7 @@ def test_bad_parameters(make, line):
 def test_heads_that_do_not_fit(tiny_llama, counting):
     medusa, other = random_heads(tiny_llama, "medusa", count=2), random_heads(tiny_llama, "eagle")
     for model, heads, method, line in (
-        (tiny_llama, None, Medusa(), "needs a heads"),
+        (tiny_llama, None, Medusa(), "needs heads"),
         (tiny_llama, "heads/folder", Medusa(), "heads=str to be Heads"),
         (tiny_llama, other, Medusa(), "medusa or hydra heads, and these are eagle heads"),
         (tiny_llama, medusa, Eagle(), "eagle heads, and these are medusa heads"),

@@ -103,7 +103,7 @@ def test_what_cannot_be_attached(tiny_llama):
         tiny_llama.attach(**extras).generate([[1, 2]], method=method)
 
     store = Datastore.build([[1, 2, 3]], depth=4)
-    with pytest.raises(InputError, match=r"Retrieval needs a datastore: model.attach\(datastore=...\)"):
+    with pytest.raises(InputError, match=r"Retrieval needs datastore: model.attach\(datastore=...\)"):
         generate(Retrieval())
     with pytest.raises(InputError, match="datastore is a list: it must come from"):
         generate(Retrieval(), datastore=[1, 2])

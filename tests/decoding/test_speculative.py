@@ -125,7 +125,7 @@ def test_the_statistic_notices_a_proposal_that_is_not_what_was_drawn_from(pair, 
 
 def test_what_it_refuses(tiny_llama, tiny_gemma):
     prompts = [[1, 2, 3]]
-    with pytest.raises(InputError, match=r"needs a draft: model\.attach\(draft=\.\.\.\)"):
+    with pytest.raises(InputError, match=r"needs draft: model\.attach\(draft=\.\.\.\)"):
         tiny_llama.generate(prompts, method=Speculative())
     other = dataclasses.replace(tiny_gemma, config=tiny_gemma.config.replace(vocab_size=50), name="other")
     with pytest.raises(InputError, match="other has a vocabulary of 50 tokens and random one of 97"):

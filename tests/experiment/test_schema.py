@@ -100,7 +100,7 @@ def test_a_bare_method_replaces_the_method_with_its_parameters(make):
         ("rows.2.method=lookp", "rows.2.method: unknown method 'lookp'; nearest: 'lookup'"),
         ("rows.2.method=[1]", "rows.2.method: expected a mapping, got [1]"),
         ("rows.2.method.name=[1]", f"rows.2.method: unknown method [1]; valid: {', '.join(METHODS)}"),
-        ("rows.2.method=speculative", "rows.2.method: speculative needs a draft: write 'extras: {draft: ...}'"),
+        ("rows.2.method=speculative", "rows.2.method: speculative needs draft: write 'extras: {draft: ...}'"),
         (
             "rows.2.method={name: adaptive, method: {name: lookup, widht: 4}}",
             "rows.2.method.method.widht: method 'lookup' has no such parameter; nearest: 'width'",
