@@ -7,10 +7,12 @@ kept by position: perplexity in blocks along the text says where a variant stops
 """
 
 import dataclasses
+import io
 import json
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,7 +76,7 @@ def table(found: dict[str, np.ndarray], trained: int) -> Table:
 
 
 def main(path: str, *overrides: str) -> None:
-    """Run the experiment: a table on the terminal; results.json, table.txt and perplexity.svg in the run folder."""
+    """Run the experiment: a table on the terminal, and in the run folder, after each variant, what `write` says."""
     config = read_as(Config, path, overrides)
     if config.model.context:
         raise InputError("model.context: each of `variants` extends it; leave it out")
@@ -84,6 +86,7 @@ def main(path: str, *overrides: str) -> None:
     length = config.tokens or int(trained * config.factor)
     ids = first_tokens(config, model, length)
     variants = {name: extend_context(model, name, config.factor) for name in config.variants}
+    folder = results.new_run(config)
     found: dict[str, np.ndarray] = {}
     seconds: dict[str, float] = {}
     with Progress(console=Console(stderr=True)) as progress:
@@ -92,17 +95,25 @@ def main(path: str, *overrides: str) -> None:
             start = time.perf_counter()
             found[name] = token_nll(variant, ids, lambda done, _, task=task: progress.update(task, completed=done))[0]
             seconds[name] = time.perf_counter() - start
-    by_block = {name: blocks(nll, config.block) for name, nll in found.items()}
-    folder = results.new_run(config)
-    data = {"trained": trained, "tokens": length, "seconds": seconds, "perplexity": by_block}
-    write_atomic(folder / "results.json", json.dumps(data, indent=2) + "\n")
-    title = f"{model.name}: perplexity along a text of {length} tokens, trained on {trained}"
-    write_atomic(
-        folder / "perplexity.svg", lines.chart(title, "position", "perplexity of a block", by_block, log_y=True)
-    )
-    with Console(record=True, highlight=False) as console:
+            write(folder, config, model.name, trained, found, seconds)
+    with Console(highlight=False) as console:
         console.print(table(found, trained))
         console.print(f"{folder}")
+
+
+def write(
+    folder: Path, config: Config, name: str, trained: int, found: dict[str, np.ndarray], seconds: dict[str, float]
+) -> None:
+    """What is known so far: results.json, perplexity.svg, table.txt. A variant takes long, so each is kept."""
+    by_block = {variant: blocks(nll, config.block) for variant, nll in found.items()}
+    length = 1 + max(map(len, found.values()))
+    data = {"trained": trained, "tokens": length, "seconds": seconds, "perplexity": by_block}
+    write_atomic(folder / "results.json", json.dumps(data, indent=2) + "\n")
+    title = f"{name}: perplexity along a text of {length} tokens, trained on {trained}"
+    chart = lines.chart(title, "position", "perplexity of a block", by_block, log_y=True)
+    write_atomic(folder / "perplexity.svg", chart)
+    with Console(record=True, highlight=False, file=io.StringIO()) as console:
+        console.print(table(found, trained))
     write_atomic(folder / "table.txt", console.export_text())
 
 

@@ -236,9 +236,7 @@ def _fill(row: RowSpec, path: Keys, origin: Origin, extras: Collection[str]) -> 
     method = registry.method(row.method, (*path, "method"), origin)
     for name in method.needs:
         if name not in extras:
-            raise origin.error(
-                (*path, "method"), f"{row.method['name']} needs {name}: write 'extras: {{{name}: ...}}'"
-            )
+            raise origin.error((*path, "method"), f"{row.method['name']} needs {name}: write 'extras: {{{name}: ...}}'")
     policy, sampling = row.policy, row.sampling
     if policy is not None:
         policy = registry.as_mapping(registry.policy(policy, (*path, "policy"), origin), policy["name"])
