@@ -143,13 +143,13 @@ class Model:
 
     def logits(self, tokens: Any) -> jax.Array:
         """tokens int[B, T] -> float32[B, T, V]: column t speaks about the token at t + 1."""
-        return scoring.logits(self.target, self.default_policy(None), self._batch(tokens))
+        return scoring.logits(self.target, self.default_policy(), self._batch(tokens))
 
     def routing(self, tokens: Any) -> dict[str, RouterStats]:
         """tokens int[B, T] -> by layer kind, what the routers of its layers do with them: arrays [L, ...]."""
         if not any(kind.moe for kind in self.config.kinds):
             raise InputError(f"{self.name} has no mixture of experts")
-        return scoring.routing(self.target, self.default_policy(None), self._batch(tokens))
+        return scoring.routing(self.target, self.default_policy(), self._batch(tokens))
 
     def _batch(self, tokens: Any) -> np.ndarray:
         tokens = scoring.check_batch(tokens)

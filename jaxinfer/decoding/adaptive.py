@@ -54,6 +54,10 @@ class Adaptive:
     def needs(self) -> tuple[str, ...]:
         return self.method.needs
 
+    @property
+    def reads_prompt(self) -> bool:
+        return getattr(self.method, "reads_prompt", False)
+
     def check(self, model: Any, policy: Any) -> None:
         if hasattr(self.method, "check"):
             self.method.check(model, policy)

@@ -48,7 +48,7 @@ class Eagle:
 
     def check(self, model: Any, policy: Any) -> None:
         check_fits(model.extras["heads"], ("eagle",), "Eagle", model)
-        check_branches(self.paths, model)
+        check_branches(self, model)
 
     def hold(self, ctx: Context, state: DecodeState) -> jax.Array:
         """f32[M, D]: the unembedding of the tokens that can be guessed."""

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.decoding.trees import from_paths
+from jaxinfer.decoding.checks import fits, takes_trees
+from jaxinfer.decoding.trees import from_paths, levels
 from jaxinfer.errors import InputError
 
 Paths = tuple[tuple[int, ...], ...]  # see `trees.from_paths`; one path of zeros is a chain
@@ -27,10 +28,12 @@ def check_paths(paths: Paths, deepest: int | None = None) -> None:
             raise InputError(f"paths: {path} is {len(path)} deep, and there are {deepest} heads")
 
 
-def check_branches(paths: Paths, model: Any) -> None:
-    """Raises InputError for a tree on a model whose layers carry a state: its tokens must follow one another."""
-    if parents(paths, 1) is not None and any(kind.mixer for kind in model.config.kinds):
-        raise InputError(f"paths={paths} is a tree, and {model.name} carries a state: give one path of zeros")
+def check_branches(method: Any, model: Any) -> None:
+    """Raises InputError if the tree of `method.paths` cannot be scored by this model; a chain always can."""
+    if parents(method.paths, 1) is None:
+        fits(method, model)
+    else:
+        takes_trees(method, model)
 
 
 def width(paths: Paths) -> int:
@@ -46,19 +49,10 @@ def parents(paths: Paths, batch: int) -> jax.Array | None:
     return jnp.broadcast_to(jnp.asarray(parent), (batch, len(parent)))
 
 
-def levels(paths: Paths) -> list[np.ndarray]:
-    """The columns at each depth, the root's first. They are in order, so each level continues the one before."""
-    parent, _ = from_paths(paths)
-    depth = np.zeros(len(parent), int)
-    for column in range(1, len(parent)):
-        depth[column] = depth[parent[column]] + 1
-    return [np.flatnonzero(depth == d) for d in range(depth.max() + 1)]
-
-
 def grow(paths: Paths, pending: jax.Array, vocab: jax.Array, guess: Guess) -> jax.Array:
     """Tokens i32[B, T] of a tree below pending i32[B]: at every column the guess of its rank, of vocab i32[M]."""
     parent, rank = from_paths(paths)
-    at = levels(paths)
+    at = levels(parent)
     tokens = pending[:, None]
     for depth, below in enumerate(at[1:]):
         above = np.unique(parent[below])  # those that have children

@@ -6,10 +6,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.decoding import trees
+from jaxinfer.decoding.checks import fits, room_to_guess
 from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.verify import accept
-from jaxinfer.errors import InputError
 from jaxinfer.model import Output
 
 
@@ -30,11 +29,10 @@ class Jacobi:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
-        if self.width < 2:
-            raise InputError(f"width={self.width} must be at least 2: the pending token and one guess")
+        room_to_guess(self)
 
     def check(self, model, policy) -> None:
-        trees.fits(self, model)
+        fits(self, model)
 
     def init(self, ctx: Context, state: DecodeState) -> tuple[jax.Array, jax.Array]:
         """The guesses i32[B, width - 1], at first the pending token again, and how many of them iterate, i32[B]."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.decoding import trees
+from jaxinfer.decoding.checks import fits, ngrams, room_to_guess
 from jaxinfer.decoding.lookup import ending, latest_longest, matches
 from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.verify import accept
@@ -32,13 +32,11 @@ class LLMA:
     needs: ClassVar[tuple[str, ...]] = ("references",)
 
     def __post_init__(self):
-        if self.width < 2:
-            raise InputError(f"width={self.width} must be at least 2: the pending token and one guess")
-        if not 1 <= self.min_ngram <= self.ngram:
-            raise InputError(f"min_ngram={self.min_ngram} must be between 1 and ngram={self.ngram}")
+        room_to_guess(self)
+        ngrams(self)
 
     def check(self, model, policy) -> None:
-        trees.fits(self, model)
+        fits(self, model)
         ids = model.extras["references"]
         shape, dtype = getattr(ids, "shape", ()), getattr(ids, "dtype", None)
         if dtype is None or not np.issubdtype(dtype, np.integer) or len(shape) not in (1, 2) or not np.size(ids):

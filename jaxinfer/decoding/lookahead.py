@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxinfer.decoding import trees
+from jaxinfer.decoding.checks import takes_trees
 from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.verify import accept
 from jaxinfer.errors import InputError
@@ -53,7 +53,7 @@ class Lookahead:
         return (self.ngram - 1) * (self.window + self.guesses)
 
     def check(self, model, policy) -> None:
-        trees.check(self, model)
+        takes_trees(self, model)
 
     def init(self, ctx: Context, state: DecodeState) -> Trajectory:
         batch, levels = state.n.shape[0], self.ngram - 1

@@ -6,9 +6,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from jaxinfer.decoding.checks import ngrams, room_to_guess
 from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.verify import accept
-from jaxinfer.errors import InputError
 from jaxinfer.model import Output
 
 
@@ -24,10 +24,8 @@ class Lookup:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
-        if self.width < 2:
-            raise InputError(f"width={self.width} must be at least 2: the pending token and one guess")
-        if not 1 <= self.min_ngram <= self.ngram:
-            raise InputError(f"min_ngram={self.min_ngram} must be between 1 and ngram={self.ngram}")
+        room_to_guess(self)
+        ngrams(self)
 
     def init(self, ctx: Context, state: DecodeState) -> None:
         return None

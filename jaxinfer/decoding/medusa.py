@@ -52,7 +52,7 @@ class Medusa:
     def check(self, model: Any, policy: Any) -> None:
         check_fits(model.extras["heads"], self.kinds, "Medusa", model)
         check_paths(self.paths, deepest=model.extras["heads"].cfg.count)
-        check_branches(self.paths, model)
+        check_branches(self, model)
 
     def hold(self, ctx: Context, state: DecodeState) -> jax.Array:
         """f32[M, D]: the unembedding of the tokens that can be guessed."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.decoding import trees
+from jaxinfer.decoding.checks import room_to_guess, takes_trees
 from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.verify import accept
 from jaxinfer.errors import InputError
@@ -34,13 +35,12 @@ class Recycling:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
-        if self.width < 2:
-            raise InputError(f"width={self.width} must be at least 2: the pending token and one guess")
+        room_to_guess(self)
         if not 1 <= self.successors <= len(RATES):
             raise InputError(f"successors={self.successors} must be between 1 and {len(RATES)}")
 
     def check(self, model, policy) -> None:
-        trees.check(self, model)
+        takes_trees(self, model)
         if self.successors > model.config.vocab_size:
             raise InputError(
                 f"successors={self.successors} is more than the {model.config.vocab_size} tokens there are"
@@ -72,12 +72,8 @@ class Recycling:
 def walk(matrix: jax.Array, root: jax.Array, parent: np.ndarray, rank: np.ndarray) -> jax.Array:
     """i32[B, T]: the tokens of a tree whose column t is the successor of rank[t] of column parent[t]; -1 for none."""
     rows = jnp.arange(root.shape[0])[:, None]
-    depth = np.zeros(len(parent), np.int32)
-    for t in range(1, len(parent)):
-        depth[t] = depth[parent[t]] + 1
     tokens = jnp.tile(root[:, None], (1, len(parent)))
-    for level in range(1, depth.max() + 1):
-        (columns,) = np.nonzero(depth == level)
+    for columns in trees.levels(parent)[1:]:
         above = tokens[:, parent[columns]]
         below = matrix[rows, jnp.maximum(above, 0), rank[columns]]
         tokens = tokens.at[:, columns].set(jnp.where(above >= 0, below, -1))

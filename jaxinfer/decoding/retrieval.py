@@ -10,6 +10,7 @@ import numpy as np
 from flax import struct
 
 from jaxinfer.decoding import trees
+from jaxinfer.decoding.checks import ngrams, takes_trees
 from jaxinfer.decoding.llma import encode
 from jaxinfer.decoding.lookup import ending
 from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
@@ -67,11 +68,10 @@ class Retrieval:
 
     def __post_init__(self):
         check_tree(self)
-        if not 1 <= self.min_ngram <= self.ngram:
-            raise InputError(f"min_ngram={self.min_ngram} must be between 1 and ngram={self.ngram}")
+        ngrams(self)
 
     def check(self, model, policy) -> None:
-        trees.check(self, model)
+        takes_trees(self, model)
         store = model.extras["datastore"]
         if not isinstance(store, Datastore):
             raise InputError(f"datastore is a {type(store).__name__}: it must come from jaxinfer.Datastore.build")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.cache.store import Cache, rollback
+from jaxinfer.decoding.checks import room_to_guess
 from jaxinfer.decoding.method import Companion, Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.sampling import distribution
 from jaxinfer.decoding.verify import accept_drawn, draw
@@ -30,8 +31,7 @@ class Speculative:
     needs: ClassVar[tuple[str, ...]] = ("draft",)
 
     def __post_init__(self):
-        if self.width < 2:
-            raise InputError(f"width={self.width} must be at least 2: the pending token and one guess")
+        room_to_guess(self)
         if not 0 <= self.confidence <= 1:
             raise InputError(f"confidence={self.confidence} must be between 0 and 1")
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.decoding import trees
+from jaxinfer.decoding.checks import ngrams, room_to_guess, takes_trees
 from jaxinfer.decoding.lookup import continuations, earlier_matches
 from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.verify import accept
@@ -35,11 +36,10 @@ class Suffix:
 
     def __post_init__(self):
         check_tree(self)
-        if not 1 <= self.min_ngram <= self.ngram:
-            raise InputError(f"min_ngram={self.min_ngram} must be between 1 and ngram={self.ngram}")
+        ngrams(self)
 
     def check(self, model, policy) -> None:
-        trees.check(self, model)
+        takes_trees(self, model)
 
     def init(self, ctx: Context, state: DecodeState) -> None:
         return None
@@ -60,8 +60,7 @@ class Suffix:
 
 def check_tree(method) -> None:
     """Raise InputError if `matches` continuations of `depth` tokens cannot fill a tree of `width` tokens."""
-    if method.width < 2:
-        raise InputError(f"width={method.width} must be at least 2: the pending token and one guess")
+    room_to_guess(method)
     for name in ("depth", "matches"):
         if getattr(method, name) < 1:
             raise InputError(f"{name}={getattr(method, name)} must be at least 1")

@@ -6,13 +6,10 @@ token, and its parent is -1. So the first columns of a tree are a tree, and a ch
 
 import heapq
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from jaxinfer.errors import InputError
 
 
 def ancestors(parent: jax.Array) -> jax.Array:
@@ -39,6 +36,14 @@ def from_paths(paths: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     place = {(): 0, **{node: i for i, node in enumerate(nodes, start=1)}}
     parent = np.array([-1, *(place[node[:-1]] for node in nodes)], np.int32)
     return parent, np.array([0, *(node[-1] for node in nodes)], np.int32)
+
+
+def levels(parent: np.ndarray) -> list[np.ndarray]:
+    """The columns at each depth of a tree that is the same in every row, parent i32[T]; the root's first."""
+    depth = np.zeros(len(parent), np.int32)
+    for column in range(1, len(parent)):
+        depth[column] = depth[parent[column]] + 1
+    return [np.flatnonzero(depth == level) for level in range(depth.max() + 1)]
 
 
 def likeliest(rates: Sequence[float], width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -87,24 +92,3 @@ def from_continuations(
         1 + jnp.sum(score > 0, axis=1, dtype=jnp.int32),
         jnp.concatenate([head, parent], axis=1).astype(jnp.int32),
     )
-
-
-def check(method: Any, model: Any) -> None:
-    """Raise InputError if a method that drafts trees cannot run on this model."""
-    name = type(method).__name__
-    for kind in model.config.kinds:
-        if kind.mixer:
-            raise InputError(
-                f"method {name} drafts trees, and layers of kind {kind.name!r} carry a state from token to token: "
-                "take a method that drafts chains, such as Lookup, Jacobi or LLMA"
-            )
-    fits(method, model)
-
-
-def fits(method: Any, model: Any) -> None:
-    """Raise InputError if one step of a method scores more tokens than the model's context holds."""
-    if method.width > model.config.max_positions:
-        raise InputError(
-            f"method {type(method).__name__} scores {method.width} tokens a step, and the context of {model.name} is "
-            f"{model.config.max_positions} tokens"
-        )

@@ -107,7 +107,7 @@ def accept_chain(draft: jax.Array, size: jax.Array, chosen: jax.Array) -> Accept
 def accept_tree(draft: jax.Array, size: jax.Array, parent: jax.Array, chosen: jax.Array) -> Accepted:
     """The longest path from the root on which every guess is what the target chose above it (SpecInfer, Algorithm 2).
 
-    As `accept_chain`, with parent i32[B, T]: of guesses that say the same below one column, the first counts.
+    As `accept_chain`, with parent i32[B, T]. Siblings may say the same: the deepest path counts, of equals the first.
     """
     above = jnp.take_along_axis(chosen, jnp.maximum(parent, 0), axis=1)
     take, n = _longest(draft == above, size, parent)

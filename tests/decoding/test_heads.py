@@ -5,7 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer import Dense, Eagle, InputError, LayerKind, Medusa, Model, ModelConfig, Sampling, Segment, Window, scoring
+from jaxinfer import (
+    Adaptive,
+    Dense,
+    Eagle,
+    InputError,
+    LayerKind,
+    Medusa,
+    Model,
+    ModelConfig,
+    Sampling,
+    Segment,
+    Window,
+    scoring,
+)
 from jaxinfer.decoding.method import Context
 from jaxinfer.decoding.trees import from_paths
 from jaxinfer.decoding.verify import accept_likely
@@ -52,6 +65,13 @@ def test_a_ragged_batch_writes_what_greedy_writes(request, ragged, name, kind, m
         model.generate(prompts, max_new_tokens=40, sampling=hot, policy=policy, method=method, seed=3).tokens
         == one.tokens
     )
+
+
+def test_heads_that_read_the_prompt_can_be_switched_off(tiny_llama, ragged):
+    prompts, model = ragged(LENGTHS), tiny_llama.attach(heads=random_heads(tiny_llama, "eagle"))
+    result = model.generate(prompts, max_new_tokens=30, method=Adaptive(Eagle()))
+    assert result.tokens == tiny_llama.generate(prompts, max_new_tokens=30).tokens
+    assert 0 < sum(result.stats.guessed) < 0.5 * sum(result.stats.steps)
 
 
 V = 32

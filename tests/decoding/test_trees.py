@@ -28,3 +28,7 @@ def test_paths_share_what_they_begin_with():
     parent, rank = trees.from_paths([(1,), (0, 0, 0), (0, 2)])
     assert parent.tolist() == [-1, 0, 0, 1, 1, 3]
     assert rank.tolist() == [0, 0, 1, 0, 2, 0]
+
+
+def test_levels_hold_the_columns_of_each_depth():
+    assert [columns.tolist() for columns in trees.levels(np.array([-1, 0, 0, 1, 3, 2]))] == [[0], [1, 2], [3, 5], [4]]

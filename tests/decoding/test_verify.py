@@ -205,26 +205,18 @@ def test_draws_follow_the_probabilities_and_leave_out_what_has_none():
     np.testing.assert_array_equal(redraw(jax.random.split(jax.random.key(0), 2), one), [3, 0])
 
 
-def slow_tree(draft, size, parent, chosen):
-    """Depth first, the first of equal guesses."""
-    take = [0]
-    while True:
-        below = [t for t in range(1, size) if parent[t] == take[-1] and draft[t] == chosen[take[-1]]]
-        if not below:
-            return take
-        take.append(below[0])
+def slow_tree(draft, size, parent, chosen, at=0):
+    """Every way down: the longest, of equals the one whose columns come first."""
+    below = [t for t in range(1, size) if parent[t] == at and draft[t] == chosen[at]]
+    ways = [slow_tree(draft, size, parent, chosen, t) for t in below]
+    return [at, *min(ways, key=lambda way: (-len(way), way[-1]), default=[])]
 
 
 def test_a_tree_against_a_walk():
     rng = np.random.default_rng(0)
-    batch, width, vocab = 300, 12, 3
+    batch, width, vocab = 300, 12, 3  # siblings often say the same
     parent = np.array([[-1, *(rng.integers(0, t) for t in range(1, width))] for _ in range(batch)])
     draft, chosen = rng.integers(0, vocab, (2, batch, width))
-    for row in range(batch):  # siblings say different things, as those of a method do
-        for t in range(1, width):
-            taken = [draft[row, s] for s in range(1, t) if parent[row, s] == parent[row, t]]
-            if draft[row, t] in taken:
-                draft[row, t] = vocab + t
     size = rng.integers(1, width + 1, batch)
     emit, n, take = map(np.asarray, jax.jit(accept_tree)(draft, size, parent, chosen))
     for row in range(batch):

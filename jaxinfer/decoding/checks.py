@@ -1,0 +1,37 @@
+"""What parameters of decode methods have in common to be refused for."""
+
+from typing import Any
+
+from jaxinfer.errors import InputError
+
+
+def room_to_guess(method: Any) -> None:
+    """Raises InputError unless `width` holds the pending token and at least one guess."""
+    if method.width < 2:
+        raise InputError(f"width={method.width} must be at least 2: the pending token and one guess")
+
+
+def ngrams(method: Any) -> None:
+    """Raises InputError unless 1 <= `min_ngram` <= `ngram`."""
+    if not 1 <= method.min_ngram <= method.ngram:
+        raise InputError(f"min_ngram={method.min_ngram} must be between 1 and ngram={method.ngram}")
+
+
+def fits(method: Any, model: Any) -> None:
+    """Raises InputError if one step of a method scores more tokens than the model's context holds."""
+    if method.width > model.config.max_positions:
+        raise InputError(
+            f"method {type(method).__name__} scores {method.width} tokens a step, and the context of {model.name} is "
+            f"{model.config.max_positions} tokens"
+        )
+
+
+def takes_trees(method: Any, model: Any) -> None:
+    """Raises InputError if a method that drafts trees cannot run on this model."""
+    for kind in model.config.kinds:
+        if kind.mixer:
+            raise InputError(
+                f"method {type(method).__name__} drafts trees, and layers of kind {kind.name!r} carry a state from "
+                "token to token: take a method that drafts chains, such as Lookup, Jacobi or LLMA"
+            )
+    fits(method, model)
