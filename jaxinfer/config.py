@@ -19,15 +19,19 @@ class RopeScaling:
 
     - `linear` divides every frequency by `factor` (position interpolation, Chen et al. 2023).
     - `ntk` raises the base so that the lowest frequency is divided by `factor` and the highest is kept (NTK-aware
-      scaling, as in "dynamic" configurations at their full length).
+      scaling).
+    - `dynamic` raises the base with the length of the text, from `original_max_positions` on (dynamic NTK scaling).
     - `llama3` divides the low frequencies only and blends between the two bands (Llama 3.1 reference code).
     - `yarn` blends by the turns that a dimension makes in the trained length, between `beta_slow` and `beta_fast`, and
       multiplies q and k by `magnitude` (YaRN, Peng et al. 2023, section 3).
     - `longrope` divides each frequency by its own entry of `divisors` and multiplies q and k by `magnitude` (LongRoPE,
-      Ding et al. 2024).
+      Ding et al. 2024); in texts of up to `original_max_positions`, by its entry of `short_divisors`, if there are any.
+
+    Where the length of the text matters, it is that of the prompt, and behind it that of the text up to the token: what
+    is in the cache stays as it was turned.
     """
 
-    kind: Literal["linear", "ntk", "llama3", "yarn", "longrope"]
+    kind: Literal["linear", "ntk", "dynamic", "llama3", "yarn", "longrope"]
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -37,6 +41,12 @@ class RopeScaling:
     truncate: bool = True  # yarn: the edges of the blend are whole dimensions
     magnitude: float = 1.0
     divisors: tuple[float, ...] = ()
+    short_divisors: tuple[float, ...] = ()
+
+    @property
+    def follows_length(self) -> bool:
+        """Whether the frequencies depend on how long the text is."""
+        return self.kind == "dynamic" or bool(self.short_divisors)
 
 
 @dataclass(frozen=True)
@@ -253,9 +263,11 @@ class ModelConfig:
             name = "head_dim" if rope.width is None else "rotary width"
             if width % 2 or not 0 < width <= whole:
                 raise ValueError(f"{name}={width} must be even for rotary positions, and at most {whole}")
-            divisors = rope.scaling.divisors if rope.scaling else ()
-            if divisors and len(divisors) != width // 2:
-                raise ValueError(f"longrope has {len(divisors)} factors, expected {width // 2}: one for each frequency")
+            for divisors in (rope.scaling.divisors, rope.scaling.short_divisors) if rope.scaling else ():
+                if divisors and len(divisors) != width // 2:
+                    raise ValueError(
+                        f"longrope has {len(divisors)} factors, expected {width // 2}: one for each frequency"
+                    )
 
         if self.mla and self.head_dim != self.mla.nope_dim + self.mla.rope_dim:
             raise ValueError(

@@ -80,8 +80,12 @@ class Target:
         # A copy: what lies on the device may be donated, and must not share memory with the host's array.
         return jax.device_put(x.copy()) if self.layout is None else self.layout.place(x, axes)
 
-    def empty_cache(self, policy: CachePolicy, batch: int, capacity: int) -> Cache:
-        cache = _empty_cache(policy, self.model.cfg, batch, policy.capacity or capacity, self.model.dtype)
+    def empty_cache(self, policy: CachePolicy, lengths: np.ndarray, capacity: int) -> Cache:
+        """For prompts of so many tokens, int[B]."""
+        cfg = self.model.cfg
+        cache = _empty_cache(policy, cfg, len(lengths), policy.capacity or capacity, self.model.dtype)
+        if any(kind.rope and kind.rope.scaling and kind.rope.scaling.follows_length for kind in cfg.kinds):
+            cache = dataclasses.replace(cache, prompt=jnp.array(lengths, jnp.int32))
         layout = self.layout
         if layout is None:
             return cache
@@ -187,11 +191,11 @@ class Generation:
         self.temp_bytes = 0
         start = time.perf_counter()
         hidden: list[jax.Array] | None = [] if getattr(method, "reads_prompt", False) else None
-        cache, compiling = target.prefill(target.empty_cache(policy, len(prompts), buffer), tokens, lengths - 1, hidden)
+        cache, compiling = target.prefill(target.empty_cache(policy, lengths, buffer), tokens, lengths - 1, hidden)
         extras = {name: target.extras[name] for name in method.needs}
         for name, extra in extras.items():
             if isinstance(extra, Target):
-                own, more = extra.prefill(extra.empty_cache(Dense(), len(prompts), buffer), tokens, lengths - 1)
+                own, more = extra.prefill(extra.empty_cache(Dense(), lengths, buffer), tokens, lengths - 1)
                 extras[name] = Companion(extra.params, own, extra.model)
                 compiling += more
         jax.block_until_ready((cache, extras))

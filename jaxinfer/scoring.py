@@ -33,7 +33,7 @@ def features(target: Target, policy: CachePolicy, tokens: np.ndarray) -> jax.Arr
 
 def _chunked(fun, target: Target, policy: CachePolicy, tokens: np.ndarray) -> jax.Array:
     batch, length = tokens.shape
-    cache = target.empty_cache(policy, batch, length)
+    cache = target.empty_cache(policy, np.full(batch, length), length)
     parts, done = [], 0
     for width in chunks(length):
         size = min(width, length - done)
@@ -47,7 +47,7 @@ def routing(target: Target, policy: CachePolicy, tokens: np.ndarray) -> dict[str
     """tokens int32[B, T] -> by layer kind, `layers.moe.RouterStats` of numpy arrays [L, ...]. As one batch."""
     batch, length = tokens.shape
     width = max(8, 1 << (length - 1).bit_length())
-    _, found = _call(engine.routing, target, target.empty_cache(policy, batch, width), tokens, width)
+    _, found = _call(engine.routing, target, target.empty_cache(policy, np.full(batch, length), width), tokens, width)
     return jax.tree.map(np.asarray, found)
 
 

@@ -78,7 +78,7 @@ def token_nll(model: Model, ids: np.ndarray, progress: Callable[[int, int], None
     `progress(done, total)` is called now and then with the number of tokens scored in each row.
     """
     target, (batch, length) = model.target, (ids.shape[0], ids.shape[1] - 1)
-    cache = target.empty_cache(Window(), batch, length)
+    cache = target.empty_cache(Window(), np.full(batch, length), length)
     parts: list[np.ndarray] = []
     done = 0
     for width in chunks(length):

@@ -40,6 +40,7 @@ class Cache:
     length: jax.Array  # i32[B]: tokens committed so far, whether they still have a slot or not
     aux: Any  # a policy's own state, for example attention mass
     policy: Any = struct.field(pytree_node=False)
+    prompt: jax.Array | None = None  # i32[B]: tokens of the prompt, where rotary frequencies follow the length
 
 
 def round_up(n: int, multiple: int = BLOCK) -> int:

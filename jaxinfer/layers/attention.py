@@ -25,6 +25,7 @@ class Step:
 
     tokens: jax.Array  # i32[B, T]
     positions: jax.Array  # i32[B, T]
+    length: jax.Array  # i32[B, T]: of the text that each token is part of, as far as it is known
     live: jax.Array  # bool[B, T]: False for padding
     tree: jax.Array | None  # bool[B, T, T]: which fresh token sees which; None: each sees those before it, and itself
     cache: Cache
@@ -35,8 +36,9 @@ class Step:
     def of(cls, tokens, positions, n: jax.Array | None, tree: jax.Array | None, cache: Cache, decoding: bool) -> "Step":
         order = jnp.arange(tokens.shape[1])
         live = jnp.ones(tokens.shape, bool) if n is None else order < n[:, None]
+        length = positions + 1 if cache.prompt is None else jnp.maximum(positions + 1, cache.prompt[:, None])
         extents = {name: extent(store) for name, store in cache.stores.items() if isinstance(store, Store)}
-        return cls(tokens, positions, live, tree, cache, extents, decoding)
+        return cls(tokens, positions, length, live, tree, cache, extents, decoding)
 
 
 @struct.dataclass
@@ -71,7 +73,7 @@ class Attention(nn.Module):
             q = norm(axes=("head_dim",) if one else ("heads", "head_dim"), name="q_norm")(q, place.layer)
             k = norm(axes=("head_dim",) if one else ("kv_heads", "head_dim"), name="k_norm")(k, place.layer)
         if kind.rope:
-            q, k = (rotate(y, step.positions, kind.rope) for y in (q, k))
+            q, k = (rotate(y, step.positions, kind.rope, step.length) for y in (q, k))
         q = q * (cfg.query_scale or h**-0.5)
         q = constrain(fold_heads(q, k_heads), "batch", "kv_heads", None, "head_dim")
         fresh = tuple(policy.encode(jnp.swapaxes(y, 1, 2)) for y in (k, v))

@@ -51,7 +51,7 @@ class LatentAttention(nn.Module):
             q = linear((n, h, d), ("heads", "head_dim", "embed"), name="q")(x, place.layer)
         q_still, q_turning = q[..., : mla.nope_dim], q[..., mla.nope_dim :]
         if kind.rope:
-            turning, q_turning = (rotate(y, step.positions, kind.rope) for y in (turning, q_turning))
+            turning, q_turning = (rotate(y, step.positions, kind.rope, step.length) for y in (turning, q_turning))
 
         k_up = self._expansion("k_up", mla.nope_dim)
         q_latent = with_layer(k_up, place.layer, lambda w: jnp.einsum("btnh,nhr->btnr", q_still, w))

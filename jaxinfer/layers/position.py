@@ -9,12 +9,18 @@ import numpy as np
 from jaxinfer.config import Rope, RopeScaling
 
 
-def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """Radians per position for each pair of turning dimensions: float32[width/2]. Computed once, at trace time."""
+def rope_frequencies(rope: Rope, head_dim: int, length: jax.Array | None = None) -> np.ndarray | jax.Array:
+    """Radians per position for each pair of turning dimensions: float32[width/2], known at trace time.
+
+    Those that follow the length of the text, i32[B, T] for each token, are float32[B, T, width/2].
+    """
     width = rope.width or head_dim
     theta, scaling = rope.theta, rope.scaling
+    if scaling is not None and scaling.follows_length:
+        assert length is not None, "these frequencies depend on the length of the text"
+        return _at_length(rope, width, length[..., None])
     if scaling is not None and scaling.kind == "ntk":
-        theta *= scaling.factor ** (width / (width - 2))
+        theta = ntk_theta(rope, head_dim)
     inverse = 1.0 / theta ** (np.arange(0, width, 2, dtype=np.float64) / width)
     if scaling is None or scaling.kind == "ntk":
         return inverse.astype(np.float32)
@@ -24,6 +30,29 @@ def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
         return (inverse / np.array(scaling.divisors)).astype(np.float32)
     keep = _llama3_share(scaling, inverse) if scaling.kind == "llama3" else _yarn_share(scaling, theta, width)
     return ((1 - keep) * inverse / scaling.factor + keep * inverse).astype(np.float32)
+
+
+def ntk_theta(rope: Rope, head_dim: int) -> float:
+    """The base under NTK-aware scaling: the lowest frequency is divided by the factor, the highest stays."""
+    assert rope.scaling is not None
+    width = rope.width or head_dim
+    return rope.theta * rope.scaling.factor ** (width / (width - 2))
+
+
+def _at_length(rope: Rope, width: int, length: jax.Array) -> jax.Array:
+    """Dynamic NTK, and LongRoPE with divisors for short texts: length i32[..., 1] -> float32[..., width/2]."""
+    scaling = rope.scaling
+    assert scaling is not None
+    share = np.arange(0, width, 2, dtype=np.float32) / width
+    inverse = (1.0 / rope.theta**share).astype(np.float32)
+    if scaling.kind == "longrope":
+        long, short = (
+            inverse / np.array(divisors, np.float32) for divisors in (scaling.divisors, scaling.short_divisors)
+        )
+        return jnp.where(length > scaling.original_max_positions, long, short)
+    stretch = jnp.maximum(length / scaling.original_max_positions, 1.0)
+    growth = (scaling.factor * stretch - (scaling.factor - 1)) ** (width / (width - 2))  # of the base
+    return jnp.asarray(inverse) * growth**-share
 
 
 def _llama3_share(scaling: RopeScaling, inverse: np.ndarray) -> np.ndarray:
@@ -45,10 +74,13 @@ def _yarn_share(scaling: RopeScaling, theta: float, width: int) -> np.ndarray:
     return 1 - np.clip((np.arange(width // 2) - low) / max(high - low, 0.001), 0, 1)
 
 
-def rotate(x: jax.Array, positions: jax.Array, rope: Rope) -> jax.Array:
-    """Turn x[B, T, heads, H] by its positions i32[B, T]."""
+def rotate(x: jax.Array, positions: jax.Array, rope: Rope, length: jax.Array | None = None) -> jax.Array:
+    """Turn x[B, T, heads, H] by its positions i32[B, T]; length i32[B, T]: see `rope_frequencies`."""
     width = rope.width or x.shape[-1]
-    angles = positions[..., None, None].astype(jnp.float32) * rope_frequencies(rope, x.shape[-1])
+    frequencies = rope_frequencies(rope, x.shape[-1], length)
+    angles = positions[..., None, None].astype(jnp.float32) * (
+        frequencies if frequencies.ndim == 1 else frequencies[:, :, None]
+    )
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     if rope.scaling is not None and rope.scaling.magnitude != 1.0:
         cos, sin = cos * rope.scaling.magnitude, sin * rope.scaling.magnitude

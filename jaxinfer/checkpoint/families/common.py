@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from jaxinfer.checkpoint.families.rope import gguf_rope, rope_fields, rope_of
+from jaxinfer.checkpoint.families.rope import context, gguf_rope, rope_fields, rope_of, trained_context
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Rule, Tensors
 from jaxinfer.config import Activation, LayerKind, ModelConfig, MoE, Rope, Segment, segments_of
@@ -136,7 +136,7 @@ def hf_decoder(fields: Fields, family: str, **settings: Any) -> ModelConfig:
         "d_ff": lambda: fields.integer("intermediate_size"),
         "n_kv_heads": lambda: fields.integer("num_key_value_heads", n_heads),
         "head_dim": lambda: head_dim(fields, "head_dim", d_model, n_heads),
-        "max_positions": lambda: fields.integer("max_position_embeddings", 2048),
+        "max_positions": lambda: context(fields, 2048),
         "norm_eps": lambda: fields.number("rms_norm_eps", 1e-6),
         "activation": lambda: activation(fields, "hidden_act", "silu"),
         "tie_embeddings": lambda: fields.flag("tie_word_embeddings", False),
@@ -158,7 +158,7 @@ def decoder_fields(cfg: ModelConfig) -> dict[str, Any]:
         "num_attention_heads": cfg.n_heads,
         "num_key_value_heads": cfg.n_kv_heads,
         "head_dim": cfg.head_dim,
-        "max_position_embeddings": cfg.max_positions,
+        "max_position_embeddings": trained_context(cfg),
         "rms_norm_eps": cfg.norm_eps,
         "hidden_act": HF_ACTIVATIONS[cfg.activation],
         "tie_word_embeddings": cfg.tie_embeddings,

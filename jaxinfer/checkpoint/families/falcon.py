@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxinfer.checkpoint.families.common import HF_ACTIVATIONS, activation, gguf_decoder, gguf_layer_norm
 from jaxinfer.checkpoint.families.fused import MLP_AXES, grouped, named, qkv, whole_model, with_biases
-from jaxinfer.checkpoint.families.rope import rope_fields, rope_of
+from jaxinfer.checkpoint.families.rope import context, rope_fields, rope_of, trained_context
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Family, Tensors
 from jaxinfer.config import LayerKind, ModelConfig, Rope, Segment
@@ -36,7 +36,7 @@ def _from_hf(fields: Fields) -> ModelConfig:
         segments=(
             Segment((LayerKind("global", None if alibi else rope_of(fields)),), fields.integer("num_hidden_layers")),
         ),
-        max_positions=fields.integer("max_position_embeddings", 2048),
+        max_positions=context(fields, 2048),
         norm="layer",
         norm_bias=True,
         norm_eps=fields.number("layer_norm_epsilon", 1e-5),
@@ -105,7 +105,7 @@ def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
         "bias": cfg.mlp_bias,
         "alibi": cfg.alibi is not None,
         "activation": HF_ACTIVATIONS[cfg.activation],
-        "max_position_embeddings": cfg.max_positions,
+        "max_position_embeddings": trained_context(cfg),
         "layer_norm_epsilon": cfg.norm_eps,
         "tie_word_embeddings": cfg.tie_embeddings,
         "rope_parameters": rope_fields(cfg.kinds[0].rope or Rope(), cfg.head_dim),

@@ -8,8 +8,9 @@ import numpy as np
 
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Tensors
-from jaxinfer.config import Rope, RopeScaling
+from jaxinfer.config import ModelConfig, Rope, RopeScaling
 from jaxinfer.errors import InputError
+from jaxinfer.layers.position import ntk_theta
 
 
 def rope_of(fields: Fields, theta: float = 10_000.0, width: int | None = None, interleaved: bool = False) -> Rope:
@@ -38,8 +39,11 @@ def hf_rope(fields: Fields | None, theta: float, config: Fields | None = None) -
     config = config or Fields(fields.file, {})
     if kind == "default":
         return Rope(theta)
-    if kind in ("linear", "dynamic"):
-        return Rope(theta, RopeScaling("linear" if kind == "linear" else "ntk", fields.number("factor")))
+    if kind == "linear":
+        return Rope(theta, RopeScaling("linear", fields.number("factor")))
+    if kind == "dynamic":
+        trained = config.integer("max_position_embeddings")
+        return Rope(theta, RopeScaling("dynamic", fields.number("factor"), original_max_positions=trained))
     original = fields.integer(
         "original_max_position_embeddings",
         config.integer("original_max_position_embeddings", config.get("max_position_embeddings", None)),
@@ -65,18 +69,35 @@ def rope_fields(rope: Rope, head_dim: int) -> dict[str, Any]:
     scaling = rope.scaling
     if scaling is None:
         return fields
-    fields |= {"rope_type": "dynamic" if scaling.kind == "ntk" else scaling.kind, "factor": scaling.factor}
-    if scaling.kind not in ("linear", "ntk"):
+    if scaling.kind == "ntk":
+        return fields | {"rope_theta": ntk_theta(rope, head_dim)}
+    fields |= {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind not in ("linear", "dynamic"):
         fields["original_max_position_embeddings"] = scaling.original_max_positions
     if scaling.kind == "llama3":
         fields |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
     if scaling.kind == "yarn":
         fields |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow, "truncate": scaling.truncate}
     if scaling.kind == "longrope":
-        fields |= {"short_factor": list(scaling.divisors), "long_factor": list(scaling.divisors)}
+        short = scaling.short_divisors or scaling.divisors
+        fields |= {"short_factor": list(short), "long_factor": list(scaling.divisors)}
     if scaling.kind in ("yarn", "longrope"):
         fields["attention_factor"] = scaling.magnitude
     return fields
+
+
+def context(fields: Fields, default: int) -> int:
+    """How many positions a configuration allows: with dynamic scaling, more than `max_position_embeddings` says."""
+    trained = fields.integer("max_position_embeddings", default)
+    group = fields.group("rope_parameters") or fields.group("rope_scaling")
+    dynamic = group and group.text("rope_type", group.text("type", "default")) == "dynamic"
+    return int(trained * group.number("factor")) if group and dynamic else trained
+
+
+def trained_context(cfg: ModelConfig) -> int:
+    """The inverse of `context`."""
+    scalings = [kind.rope.scaling for kind in cfg.kinds if kind.rope and kind.rope.scaling]
+    return next((s.original_max_positions for s in scalings if s.kind == "dynamic"), cfg.max_positions)
 
 
 def yarn_growth(factor: float, weight: float) -> float:
@@ -105,17 +126,20 @@ def _yarn(fields: Fields, original: int) -> RopeScaling:
 
 
 def _longrope(fields: Fields, config: Fields, original: int) -> RopeScaling:
-    """LongRoPE: the divisors for long texts if the context is longer than the trained one."""
-    context = config.integer("max_position_embeddings", original)
-    name = "long_factor" if context > original else "short_factor"
-    divisors = fields.get(name)
-    if (
-        not isinstance(divisors, list)
-        or not divisors
-        or not all(isinstance(x, (int, float)) and x > 0 for x in divisors)
-    ):
-        raise InputError(f"{fields.file}: field {name!r} must be a list of positive numbers, one for each frequency")
-    factor = fields.number("factor", context / original)
+    """LongRoPE: the divisors for long texts only if the context is longer than the trained one."""
+
+    def divisors(name: str) -> tuple[float, ...]:
+        found = fields.get(name)
+        if not isinstance(found, list) or not found or not all(isinstance(x, int | float) and x > 0 for x in found):
+            raise InputError(
+                f"{fields.file}: field {name!r} must be a list of positive numbers, one for each frequency"
+            )
+        return tuple(float(x) for x in found)
+
+    longest = config.integer("max_position_embeddings", original)
+    short = divisors("short_factor")
+    long = divisors("long_factor") if longest > original else ()
+    factor = fields.number("factor", longest / original)
     grown = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     magnitude = fields.number("attention_factor", grown)
     return RopeScaling(
@@ -123,7 +147,8 @@ def _longrope(fields: Fields, config: Fields, original: int) -> RopeScaling:
         factor,
         original_max_positions=original,
         magnitude=magnitude,
-        divisors=tuple(float(x) for x in divisors),
+        divisors=long or short,
+        short_divisors=short if long else (),
     )
 
 
