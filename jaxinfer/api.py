@@ -105,7 +105,8 @@ class Model:
 
         method: default Greedy, or Sample if `sampling` is given. policy: default Window, which is exact, and Dense for
         a model without windows. A row draws from its own seed; an int means that row i draws from seed + i. A row ends
-        behind max_new_tokens, at a stop token of the model, or before a stop string. `progress(done, total)` is called
+        behind max_new_tokens, at a stop token of the model, or before a stop string (a search: its best text is cut
+        there). `progress(done, total)` is called
         now and then with the number of new tokens. Raises InputError for anything that cannot be done.
         """
         rows = [prompts] if isinstance(prompts, str) else list(prompts)

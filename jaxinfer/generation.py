@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinfer import readout
 from jaxinfer.cache import CachePolicy, Dense
 from jaxinfer.cache.store import STORE_AXES, Cache, Store, gather
 from jaxinfer.config import ModelConfig
-from jaxinfer.decoding.method import Companion, Context, DecodeMethod, DecodeState, Hypotheses
+from jaxinfer.decoding.method import Companion, Context, DecodeMethod, DecodeState
 from jaxinfer.decoding.sampling import Sampling, SamplingState
 from jaxinfer.engine import decode, features, prefill
 from jaxinfer.errors import InputError
@@ -99,11 +100,6 @@ def _empty_cache(policy: CachePolicy, cfg: ModelConfig, batch: int, capacity: in
 @functools.partial(jax.jit, static_argnums=1)
 def _repeated(cache: Cache, times: int) -> Cache:
     return gather(cache, jnp.repeat(jnp.arange(len(cache.length)), times))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _hypotheses(method: Any, state: DecodeState) -> Hypotheses:
-    return method.hypotheses(state)
 
 
 def chunks(n: int) -> Iterator[int]:
@@ -237,8 +233,9 @@ class Generation:
                 after(self)
 
     def finish(self, row: int) -> None:
-        """End one row: a stop string was found on the host."""
-        self.state = dataclasses.replace(self.state, done=self.state.done.at[row].set(True))
+        """End the rows of one prompt: a stop string was found on the host."""
+        rows = slice(row * self.copies, (row + 1) * self.copies)
+        self.state = dataclasses.replace(self.state, done=self.state.done.at[rows].set(True))
 
     def _clock(self, stage: str, start: float, compiling: float) -> None:
         self.seconds[stage] += time.perf_counter() - start - compiling
@@ -251,41 +248,22 @@ class Generation:
 
     def rows(self) -> list[list[int]]:
         """The new tokens of each prompt so far; of a search, the best text, and none before its end."""
-        tokens, ends, _ = self._best()
+        tokens, ends, _ = readout.best(self.method, self.state, self.lengths)
         return [row[a:b].tolist() for row, a, b in zip(tokens, self.lengths, ends, strict=True)]
 
     def logprobs(self) -> list[list[float]] | None:
         """The log-probability of each new token under the model's own distribution."""
-        _, ends, values = self._best()
+        _, ends, values = readout.best(self.method, self.state, self.lengths)
         if values is None:
             return None
         return [row[a:b].tolist() for row, a, b in zip(values, self.lengths, ends, strict=True)]
 
     def hypotheses(self) -> list[list[tuple[list[int], float]]] | None:
         """Of each prompt the texts that a search has come to, new tokens and score, best first; None without one."""
-        if not hasattr(self.method, "hypotheses"):
-            return None
-        found = jax.tree.map(np.asarray, _hypotheses(self.method, self.state))
-        return [
-            [
-                (tokens[start:n].tolist(), float(score))
-                for tokens, n, score in zip(found.tokens[row], found.n[row], found.score[row], strict=True)
-                if n > 0
-            ]
-            for row, start in enumerate(self.lengths)
-        ]
-
-    def _best(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """For each prompt: the tokens of its one row, or of the best hypothesis, how many, and log-probabilities."""
-        state = self.state
-        found = (state.tokens, state.n, state.logprobs)
-        if hasattr(self.method, "hypotheses"):
-            best = jax.tree.map(lambda x: x[:, 0], _hypotheses(self.method, state))
-            found = (best.tokens, jnp.maximum(best.n, self.lengths), best.logprobs)
-        return jax.tree.map(np.asarray, found)
+        return readout.hypotheses(self.method, self.state, self.lengths)
 
     def stats(self) -> Stats:
-        state, (_, ends, _) = self.state, self._best()
+        state, (_, ends, _) = self.state, readout.best(self.method, self.state, self.lengths)
         weights = _nbytes(self.target.params)
         looked_up = 0 if self.target.model.cfg.tie_embeddings else self.target.params["embed"]["embedding"].nbytes
         positions = [store.pos for store in state.cache.stores.values() if isinstance(store, Store)]

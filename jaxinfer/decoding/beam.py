@@ -84,8 +84,9 @@ class Beam:
         shape = (len(state.n) // self.beams, self.groups, self.beams // self.groups)
         # The beams of a prompt begin alike: only the first of each group counts, or all would go on as the same text.
         score = jnp.full(shape, NEVER, jnp.float32).at[:, :, 0].set(0.0)
-        texts, logprobs = (None if x is None else x.reshape(*shape, -1) for x in (state.tokens, state.logprobs))
-        ended = Hypotheses(texts, jnp.zeros(shape, jnp.int32), jnp.full(shape, NEVER, jnp.float32), logprobs)
+        logprobs = None if state.logprobs is None else state.logprobs.reshape(*shape, -1)
+        none = jnp.zeros(shape, jnp.int32), jnp.full(shape, NEVER, jnp.float32)
+        ended = Hypotheses(state.tokens.reshape(*shape, -1), *none, logprobs)
         return Search(score, jnp.ones(shape[:2], bool), state.n[:: self.beams], ended)
 
     def propose(self, ctx: Context, state: DecodeState) -> Draft:
