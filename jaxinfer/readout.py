@@ -9,9 +9,7 @@ import numpy as np
 from jaxinfer.decoding.method import DecodeState, Hypotheses
 
 
-def best(
-    method: Any, state: DecodeState, lengths: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def best(method: Any, state: DecodeState, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Of each prompt: its tokens i32[B, M], how many count i32[B], and log-probabilities f32[B, M] if they are kept.
 
     They are those of its one row, or of the best hypothesis; of a search that has none yet, the prompt (`lengths`).

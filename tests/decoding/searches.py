@@ -1,6 +1,7 @@
 """Searches from their papers' definitions, in plain Python on transformers' model: no cache, no batch, no padding."""
 
 import dataclasses
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -64,7 +65,7 @@ def diverse_beams(model, prompt, new, stops, beams, groups, penalty, length_pena
             is_open[g] = len(ended[g]) < width or hope > ended[g][-1][0]
         if not any(is_open):
             break
-    return [(text, score) for score, text in sorted(sum(ended, []), key=lambda pair: -pair[0])]
+    return [(text, score) for score, text in sorted(itertools.chain(*ended), key=lambda pair: -pair[0])]
 
 
 def contrastive(model, prompt, new, stops, k, alpha):
