@@ -14,8 +14,11 @@ if TYPE_CHECKING:
         LLMA,
         METHODS,
         Adaptive,
+        Beam,
+        Contrastive,
         Datastore,
         DecodeMethod,
+        Dola,
         Eagle,
         Greedy,
         Jacobi,
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
         references,
     )
     from jaxinfer.errors import InputError
-    from jaxinfer.generation import Stats
+    from jaxinfer.stats import Stats
 
 __version__ = "0.1.0"
 
@@ -40,11 +43,14 @@ __all__ = [
     "METHODS",
     "POLICIES",
     "Adaptive",
+    "Beam",
     "Cache",
     "CachePolicy",
+    "Contrastive",
     "Datastore",
     "DecodeMethod",
     "Dense",
+    "Dola",
     "Eagle",
     "Greedy",
     "InputError",
@@ -80,8 +86,11 @@ _HOMES = {
         "LLMA",
         "METHODS",
         "Adaptive",
+        "Beam",
+        "Contrastive",
         "Datastore",
         "DecodeMethod",
+        "Dola",
         "Eagle",
         "Greedy",
         "Jacobi",
@@ -97,7 +106,7 @@ _HOMES = {
         "references",
     ),
     "jaxinfer.errors": ("InputError",),
-    "jaxinfer.generation": ("Stats",),
+    "jaxinfer.stats": ("Stats",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

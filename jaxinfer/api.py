@@ -17,12 +17,13 @@ from jaxinfer.cache import CachePolicy, Dense, Window
 from jaxinfer.config import ModelConfig
 from jaxinfer.decoding import DecodeMethod, Greedy, Sample, Sampling
 from jaxinfer.errors import InputError
-from jaxinfer.generation import Generation, Stats, Target
+from jaxinfer.generation import Generation, Target
 from jaxinfer.layers.moe import RouterStats
 from jaxinfer.layers.stacked import MOST_SEPARATED, separate
 from jaxinfer.model import Transformer, init_params, param_axes
 from jaxinfer.programs import enable_compilation_cache
 from jaxinfer.sharding import DATA_TENSOR, Rules, Sharding
+from jaxinfer.stats import Stats
 
 Prompt = str | Sequence[int]
 
@@ -41,6 +42,7 @@ class Result:
     texts: list[str] | None
     logprobs: list[list[float]] | None  # of each new token, under the model's own distribution; if asked for
     stats: Stats
+    beams: list[list[tuple[list[int], float]]] | None = None  # of a search: each prompt's texts and scores, best first
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ class Model:
 
         method: default Greedy, or Sample if `sampling` is given. policy: default Window, which is exact, and Dense for
         a model without windows. A row draws from its own seed; an int means that row i draws from seed + i. A row ends
-        behind max_new_tokens, at a stop token of the model, or before a stop string. `progress(done, total)` is called
+        behind max_new_tokens, at a stop token of the model, or before a stop string (a search: its best text is cut
+        there). `progress(done, total)` is called
         now and then with the number of new tokens. Raises InputError for anything that cannot be done.
         """
         rows = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -209,7 +212,7 @@ class Model:
                     if logprobs:
                         logprobs[row] = logprobs[row][:cut]
             texts = [_before_stop(self.tokenizer.decode(ids), stops) for ids in tokens]
-        return Result(tokens, texts, logprobs, generation.stats())
+        return Result(tokens, texts, logprobs, generation.stats(), generation.hypotheses())
 
     def _find_stop(self, ids: list[int], stops: tuple[str, ...]) -> int | None:
         """How many tokens it takes until the text holds a stop string; None if it never does."""

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.cache.store import Cache
+from jaxinfer.cache.store import Cache, reorder
 from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Verdict
 from jaxinfer.decoding.sampling import observe
 from jaxinfer.model import Output, Transformer, forward, logits_of
@@ -56,16 +56,19 @@ def step(method: DecodeMethod, ctx: Context, state: DecodeState) -> DecodeState:
     n, stopped = _cut(state, verdict.emit, verdict.n)
     with jax.named_scope("commit"):
         cache = state.cache.policy.commit(state.cache, output.fresh, verdict.take, n, output.stats)
+        if verdict.rows is not None:
+            cache, state = reorder(cache, verdict.rows), _go_on(state, verdict.rows)
     rows = jnp.arange(n.shape[0])[:, None]
     order = jnp.arange(verdict.emit.shape[1], dtype=jnp.int32)
     place = jnp.where(order < n[:, None], state.n[:, None] + order, state.tokens.shape[1])  # outside: dropped
     total = state.n + n
     alive = ~state.done
+    done = state.done | stopped | (total >= state.limit)
     return dataclasses.replace(
         state,
         tokens=state.tokens.at[rows, place].set(verdict.emit, mode="drop"),
         n=total,
-        done=state.done | stopped | (total >= state.limit),
+        done=done if verdict.done is None else done | verdict.done,
         cache=cache,
         sampling=None if state.sampling is None else observe(state.sampling, verdict.emit, n, verdict.surprise),
         logprobs=None if state.logprobs is None else state.logprobs.at[rows, place].set(logprobs, mode="drop"),
@@ -77,6 +80,12 @@ def step(method: DecodeMethod, ctx: Context, state: DecodeState) -> DecodeState:
         proposed=state.proposed + jnp.where(alive, draft.size - 1, 0),
         accepted=state.accepted + jnp.where(alive, jnp.maximum(n - 1, 0), 0),
     )
+
+
+def _go_on(state: DecodeState, rows: jax.Array) -> DecodeState:
+    """The state whose texts are those of other rows i32[B], of the same length. Limits and counters stay in place."""
+    logprobs = None if state.logprobs is None else state.logprobs[rows]
+    return dataclasses.replace(state, tokens=state.tokens[rows], logprobs=logprobs)
 
 
 def _cut(state: DecodeState, emit: jax.Array, n: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -98,7 +107,8 @@ def _judge(
 
     def score(draft: Draft) -> tuple[Output, Verdict, jax.Array | None]:
         positions = state.cache.length[:, None] + draft.depth
-        output = forward(ctx.model, ctx.params, draft.tokens, positions, state.cache, tree=draft.tree, decoding=True)
+        options = {"tree": draft.tree, "decoding": True, "layers": getattr(method, "reads_layers", False)}
+        output = forward(ctx.model, ctx.params, draft.tokens, positions, state.cache, **options)
         logits = logits_of(ctx.model, ctx.params, output.hidden)
         with jax.named_scope("verify"):
             verdict = method.verify(ctx, state, draft, output, logits)
@@ -124,6 +134,8 @@ def _logprobs(state: DecodeState, verdict: Verdict, logits: jax.Array) -> jax.Ar
     """float32[B, E]: log-probabilities of the emitted tokens, under the model's own distribution."""
     if state.logprobs is None:
         return None
+    if verdict.rows is not None:
+        logits = logits[verdict.rows]
     if verdict.take is not None:
         logits = jnp.take_along_axis(logits, verdict.take[:, :, None], axis=1)
     chosen = jnp.take_along_axis(logits, verdict.emit[:, :, None], axis=-1)[..., 0]

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinfer import readout
 from jaxinfer.cache import CachePolicy, Dense
-from jaxinfer.cache.store import STORE_AXES, Cache, Store
+from jaxinfer.cache.store import STORE_AXES, Cache, Store, gather
 from jaxinfer.config import ModelConfig
 from jaxinfer.decoding.method import Companion, Context, DecodeMethod, DecodeState
 from jaxinfer.decoding.sampling import Sampling, SamplingState
@@ -21,50 +22,13 @@ from jaxinfer.errors import InputError
 from jaxinfer.model import Transformer
 from jaxinfer.programs import program
 from jaxinfer.sharding import Sharding
+from jaxinfer.stats import Stats
 
 LARGEST_CHUNK = 512  # tokens of a row that one prefill call takes
 SMALLEST_CHUNK = 16
 SMALLEST_BUFFER = 128  # tokens: prompts and limits that fit in the same power of two share a program
 STEPS_PER_CALL = 64  # so that Ctrl-C and progress are never far away
 STOP_SLOTS = 8
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What a generation did, a value for each row, and what it cost."""
-
-    steps: list[int]  # forwards of the target that the row took part in
-    guessed: list[int]  # of these, forwards over at least one guess
-    runs: list[list[int]]  # how many steps emitted no token, one, two, up to the method's width
-    proposed: list[int]  # draft tokens proposed
-    accepted: list[int]  # draft tokens accepted
-    emitted: list[int]  # new tokens
-    prompt_tokens: list[int]
-    seconds: dict[str, float]  # "prefill", "decode": running; "compile": compiling, apart from both
-    weight_bytes: int  # parameters, those of a draft model or heads among them
-    cache_bytes: int  # the whole cache as allocated, and what the method keeps beside it
-    temp_bytes: int  # scratch memory of the decode program
-    step_bytes: int  # what one decode step has to read: weights, and on average the live part of the cache
-
-    @property
-    def tokens_per_step(self) -> float:
-        """New tokens for each forward of the target: 1 for greedy (Spec-Bench's mean accepted tokens)."""
-        return sum(self.emitted) / max(sum(self.steps), 1)
-
-    @property
-    def prefill_rate(self) -> float:
-        """Prompt tokens per second, over all rows; the last token of a prompt belongs to the first decode step."""
-        return sum(n - 1 for n in self.prompt_tokens) / max(self.seconds["prefill"], 1e-9)
-
-    @property
-    def decode_rate(self) -> float:
-        """New tokens per second, over all rows."""
-        return sum(self.emitted) / max(self.seconds["decode"], 1e-9)
-
-    @property
-    def bandwidth(self) -> float:
-        """Bytes per second that decoding has to have read at this speed."""
-        return self.step_bytes * max(self.steps, default=0) / max(self.seconds["decode"], 1e-9)
 
 
 @dataclass(frozen=True)
@@ -86,6 +50,13 @@ class Target:
         cache = _empty_cache(policy, cfg, len(lengths), policy.capacity or capacity, self.model.dtype)
         if any(kind.rope and kind.rope.scaling and kind.rope.scaling.follows_length for kind in cfg.kinds):
             cache = dataclasses.replace(cache, prompt=jnp.array(lengths, jnp.int32))
+        return self._placed(cache)
+
+    def repeat(self, cache: Cache, times: int) -> Cache:
+        """The cache with every row so many times, one behind the other."""
+        return cache if times == 1 else self._placed(_repeated(cache, times))
+
+    def _placed(self, cache: Cache) -> Cache:
         layout = self.layout
         if layout is None:
             return cache
@@ -128,6 +99,11 @@ def _nbytes(tree: Any) -> int:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _empty_cache(policy: CachePolicy, cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> Cache:
     return policy.init(cfg, batch, capacity, dtype)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _repeated(cache: Cache, times: int) -> Cache:
+    return gather(cache, jnp.repeat(jnp.arange(len(cache.length)), times))
 
 
 def chunks(n: int) -> Iterator[int]:
@@ -187,6 +163,7 @@ class Generation:
             tokens[row, : len(prompt)] = prompt
 
         self.target, self.method, self.lengths = target, method, lengths
+        self.copies = getattr(method, "rows_per_prompt", 1)  # the prompts are read once, whatever it is
         self.seconds = {"prefill": 0.0, "decode": 0.0, "compile": 0.0}
         self.temp_bytes = 0
         start = time.perf_counter()
@@ -196,13 +173,14 @@ class Generation:
         for name, extra in extras.items():
             if isinstance(extra, Target):
                 own, more = extra.prefill(extra.empty_cache(Dense(), lengths, buffer), tokens, lengths - 1)
-                extras[name] = Companion(extra.params, own, extra.model)
+                extras[name] = Companion(extra.params, target.repeat(own, self.copies), extra.model)
                 compiling += more
+        cache = target.repeat(cache, self.copies)
         jax.block_until_ready((cache, extras))
         self._clock("prefill", start, compiling)
 
         def per_row(x):
-            return target.place(x, "batch", *(None,) * (x.ndim - 1))
+            return target.place(np.repeat(x, self.copies, axis=0), "batch", *(None,) * (x.ndim - 1))
 
         zeros = np.zeros(len(prompts), np.int32)
         state = DecodeState(
@@ -225,7 +203,10 @@ class Generation:
             proposed=per_row(zeros),
             accepted=per_row(zeros),
         )
-        seen = {} if hidden is None else {"hidden": _joined(hidden, (*tokens.shape, cfg.d_model), target.model.dtype)}
+        seen = {}
+        if hidden is not None:
+            joined = _joined(hidden, (*tokens.shape, cfg.d_model), target.model.dtype)
+            seen = {"hidden": jnp.repeat(joined, self.copies, axis=0) if self.copies > 1 else joined}
         ctx = Context(target.params, {**extras, **seen}, target.model)
         held = method.hold(ctx, state) if hasattr(method, "hold") else None
         aux = jax.tree.map(jnp.copy, method.init(ctx, state))  # it may be made of parts of the state, which are donated
@@ -256,8 +237,9 @@ class Generation:
                 after(self)
 
     def finish(self, row: int) -> None:
-        """End one row: a stop string was found on the host."""
-        self.state = dataclasses.replace(self.state, done=self.state.done.at[row].set(True))
+        """End the rows of one prompt: a stop string was found on the host."""
+        rows = slice(row * self.copies, (row + 1) * self.copies)
+        self.state = dataclasses.replace(self.state, done=self.state.done.at[rows].set(True))
 
     def _clock(self, stage: str, start: float, compiling: float) -> None:
         self.seconds[stage] += time.perf_counter() - start - compiling
@@ -265,33 +247,38 @@ class Generation:
 
     @property
     def done(self) -> np.ndarray:
-        return np.asarray(self.state.done)
+        """bool, for each prompt."""
+        return np.asarray(self.state.done)[:: self.copies]
 
     def rows(self) -> list[list[int]]:
-        """The new tokens of each row so far."""
-        tokens, ends = np.asarray(self.state.tokens), np.asarray(self.state.n)
+        """The new tokens of each prompt so far; of a search, the best text, and none before its end."""
+        tokens, ends, _ = readout.best(self.method, self.state, self.lengths)
         return [row[a:b].tolist() for row, a, b in zip(tokens, self.lengths, ends, strict=True)]
 
     def logprobs(self) -> list[list[float]] | None:
         """The log-probability of each new token under the model's own distribution."""
-        if self.state.logprobs is None:
+        _, ends, values = readout.best(self.method, self.state, self.lengths)
+        if values is None:
             return None
-        values, ends = np.asarray(self.state.logprobs), np.asarray(self.state.n)
         return [row[a:b].tolist() for row, a, b in zip(values, self.lengths, ends, strict=True)]
 
+    def hypotheses(self) -> list[list[tuple[list[int], float]]] | None:
+        """Of each prompt the texts that a search has come to, new tokens and score, best first; None without one."""
+        return readout.hypotheses(self.method, self.state, self.lengths)
+
     def stats(self) -> Stats:
-        state, ends = self.state, np.asarray(self.state.n)
+        state, (_, ends, _) = self.state, readout.best(self.method, self.state, self.lengths)
         weights = _nbytes(self.target.params)
         looked_up = 0 if self.target.model.cfg.tie_embeddings else self.target.params["embed"]["embedding"].nbytes
         positions = [store.pos for store in state.cache.stores.values() if isinstance(store, Store)]
         slots = sum(pos.size for pos in positions)
-        live = sum(np.minimum((self.lengths + ends) / 2, pos.shape[1]).sum() for pos in positions)
+        filled = (self.lengths + ends) / 2
+        live = self.copies * sum(np.minimum(filled, pos.shape[1]).sum() for pos in positions)
+
+        counters = ("steps", "guessed", "runs", "proposed", "accepted")
+        counted: Any = {name: np.asarray(getattr(state, name))[:: self.copies].tolist() for name in counters}
         return Stats(
-            steps=np.asarray(state.steps).tolist(),
-            guessed=np.asarray(state.guessed).tolist(),
-            runs=np.asarray(state.runs).tolist(),
-            proposed=np.asarray(state.proposed).tolist(),
-            accepted=np.asarray(state.accepted).tolist(),
+            **counted,
             emitted=(ends - self.lengths).tolist(),
             prompt_tokens=self.lengths.tolist(),
             seconds=dict(self.seconds),

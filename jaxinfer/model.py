@@ -36,6 +36,7 @@ class Output:
     fresh: dict[str, Any]  # by layer kind: (k, v) in storage format, leaves [L, B, K, T, ...]
     routing: dict[str, Any] = struct.field(default_factory=dict)  # by layer kind: RouterStats, leaves [L, ...]
     stats: Any = None  # what a policy wants to know of this step
+    layers: Any = None  # [L + 1, B, T, D], if asked for: the embedding, then what each layer leaves, without a norm
 
 
 class Block(nn.Module):
@@ -91,12 +92,13 @@ class Pattern(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, places: list[Place], step: Step):
-        made = []
+        made, left = [], []
         for j, (kind, place) in enumerate(zip(self.segment.pattern, places, strict=True)):
             block = Block(self.cfg, kind, self.segment.repeats, self.dtype, name=f"layer_{j}")
             x, *new = block(x, place, step)
             made.append(tuple(new))
-        return x, made
+            left.append(x)
+        return x, (made, jnp.stack(left) if step.layers else None)
 
 
 class Transformer(nn.Module):
@@ -132,22 +134,27 @@ class Transformer(nn.Module):
         tree: jax.Array | None = None,
         n: jax.Array | None = None,
         decoding: bool = False,
+        layers: bool = False,
     ) -> Output:
         """tokens, positions i32[B, T]; tree bool[B, T, T] or None for a chain -> Output.
 
         n: i32[B], how many of each row's tokens are not padding; None: all. decoding: a step of the decode loop.
+        layers: whether to keep the hidden states between the layers.
         """
         x = constrain(self.embed(tokens, positions), "batch", "tokens", "embed")
-        step = Step.of(tokens, positions, n, tree, cache, decoding)
+        step = Step.of(tokens, positions, n, tree, cache, decoding, layers)
+        left = [x[None]]
         made: dict[str, list] = {kind.name: [] for kind in self.cfg.kinds}
         for i, (segment, places) in enumerate(zip(self.cfg.segments, layer_places(self.cfg), strict=True)):
             places = jax.tree.map(lambda x: x[0], places) if self.is_initializing() else places
-            x, new = getattr(self, f"segment_{i}")(x, places, step)
+            x, (new, between) = getattr(self, f"segment_{i}")(x, places, step)
+            left += [] if between is None else [between.reshape(-1, *x.shape)]
             for name, outputs in by_kind(segment, new).items():
                 made[name].append(outputs)
         joined = {name: jax.tree.map(lambda *parts: concat(parts), *outputs) for name, outputs in made.items()}
         routing = {name: routed for name, (_, routed) in joined.items() if routed is not None}
-        return Output(self.final_norm(x), {name: kv for name, (kv, _) in joined.items()}, routing)
+        fresh = {name: kv for name, (kv, _) in joined.items()}
+        return Output(self.final_norm(x), fresh, routing, layers=jnp.concatenate(left) if layers else None)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden[B, T, D] -> float32[B, T, V]."""

@@ -14,8 +14,12 @@ _SMALLER = {
     "lookahead": Lookahead(window=3, ngram=3, guesses=3, buckets=64),
     "recycling": Recycling(width=8, successors=3),
 }
-SMALL = {name: _SMALLER.get(name) or method() for name, method in METHODS.items() if "heads" not in method().needs}
-"""An instance of every method, by its name in the registry; those with heads have tests of their own."""
+SMALL = {
+    name: _SMALLER.get(name) or method()
+    for name, method in METHODS.items()
+    if "heads" not in method().needs and getattr(method, "lossless", True)
+}
+"""An instance of every lossless method, by its name in the registry; those with heads have tests of their own."""
 
 
 def equip(model, method, documents):

@@ -16,7 +16,7 @@ import yaml
 
 import jaxinfer
 from jaxinfer import cli
-from jaxinfer.generation import Stats
+from jaxinfer.stats import Stats
 
 STATS = Stats(
     [2],

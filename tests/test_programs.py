@@ -7,6 +7,7 @@ from small_methods import SMALL, equip
 
 from jaxinfer import (
     POLICIES,
+    Beam,
     Dense,
     Greedy,
     LayerKind,
@@ -68,7 +69,10 @@ def _decode_memory(model, prompts, method, policy):
     return generation.temp_bytes, generation.cache_bytes
 
 
-@pytest.mark.parametrize(("method", "policy"), [(Greedy(), Dense), (Sample(), Window), (Lookup(width=4), Window)])
+@pytest.mark.parametrize(
+    ("method", "policy"),
+    [(Greedy(), Dense), (Sample(), Window), (Lookup(width=4), Window), (Beam(beams=2), Window)],
+)
 def test_the_cache_is_never_copied(tiny_gemma, ragged, method, policy):
     prompts = ragged((3, 9, 1))
     small, small_cache = _decode_memory(tiny_gemma, prompts, method, policy(capacity=256))
@@ -76,7 +80,8 @@ def test_the_cache_is_never_copied(tiny_gemma, ragged, method, policy):
     one_buffer = 2 * 3 * 1 * 8192 * 16 * 4  # the keys of the two global layers, as they grow: 2.25 MiB
     assert large_cache - small_cache > one_buffer
     # Masks and the bound of the loop read the positions, 4 bytes a slot and row; keys and values would be far more.
-    assert large - small <= 4 * (3 * 8192 * 4)
+    rows = 3 * getattr(method, "rows_per_prompt", 1)
+    assert large - small <= 4 * (rows * 8192 * 4)
 
 
 def _compiled_size(n_layers: int, d_model: int) -> int:

@@ -1,6 +1,7 @@
 """What every cache policy is made of: stores of slots, and the functions that fill and bound them."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxinfer.config import LayerKind, ModelConfig
+from jaxinfer.errors import InputError
 
 BLOCK = 128
 """Slots come in blocks of this many: attention reads whole blocks, and a store holds a whole number of them."""
@@ -99,6 +101,55 @@ def rollback(cache: Cache, length: jax.Array) -> Cache:
         for name, store in cache.stores.items()
     }
     return dataclasses.replace(cache, stores=stores, length=keep)
+
+
+def gather(cache: Cache, rows: jax.Array) -> Cache:
+    """A cache whose row i is a copy of row rows[i] (i32[R], any R): a prompt that several rows continue.
+
+    A policy whose `aux` is not a pytree of arrays [B, ...] has a method `gather(cache, rows)` of its own. Raises
+    InputError where it is missing.
+    """
+    if hasattr(cache.policy, "gather"):
+        return cache.policy.gather(cache, rows)
+    if any(x.shape[:1] != cache.length.shape for x in jax.tree.leaves(cache.aux)):
+        raise InputError(f"policy {type(cache.policy).__name__} cannot copy a row to another, as beams do: take Dense")
+
+    def move(store: Store | States) -> Store | States:
+        layered = partial(jax.tree.map, lambda x: _rows(x, rows, axis=1))
+        if isinstance(store, States):
+            return States(layered(store.state))
+        return Store(layered(store.k), layered(store.v), _rows(store.pos, rows))
+
+    stores = {name: move(store) for name, store in cache.stores.items()}
+    length, aux, prompt = jax.tree.map(lambda x: _rows(x, rows), (cache.length, cache.aux, cache.prompt))
+    return dataclasses.replace(cache, stores=stores, length=length, aux=aux, prompt=prompt)
+
+
+def reorder(cache: Cache, rows: jax.Array) -> Cache:
+    """`gather` of as many rows as there are, in place, block of slots by block: beams that go on from other beams.
+
+    No slot behind the last one in use is read or written, and the scratch it takes is one block.
+    """
+    if hasattr(cache.policy, "gather"):
+        return cache.policy.gather(cache, rows)
+
+    def move(store: Store) -> Store:
+        def one_block(i, x):
+            block = jax.lax.dynamic_slice_in_dim(x, i * BLOCK, BLOCK, axis=3)
+            return jax.lax.dynamic_update_slice_in_dim(x, _rows(block, rows, axis=1), i * BLOCK, axis=3)
+
+        blocks = -(-extent(store) // BLOCK)
+        k, v = jax.lax.fori_loop(0, blocks, lambda i, kv: jax.tree.map(partial(one_block, i), kv), (store.k, store.v))
+        return Store(k, v, _rows(store.pos, rows))
+
+    slots = {name: move(store) for name, store in cache.stores.items() if isinstance(store, Store)}
+    rest = {name: store for name, store in cache.stores.items() if name not in slots}
+    moved = gather(dataclasses.replace(cache, stores=rest), rows)
+    return dataclasses.replace(moved, stores={**moved.stores, **slots})
+
+
+def _rows(x: jax.Array, rows: jax.Array, axis: int = 0) -> jax.Array:
+    return jnp.take(x, rows, axis=axis, mode="clip")
 
 
 def write(store: Store, fresh: tuple[Any, Any], take: jax.Array | None, pos: jax.Array, slot: jax.Array) -> Store:

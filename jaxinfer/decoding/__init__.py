@@ -1,6 +1,9 @@
 """Decode methods, one file each, and the registry that configs resolve names in."""
 
 from jaxinfer.decoding.adaptive import Adaptive
+from jaxinfer.decoding.beam import Beam
+from jaxinfer.decoding.contrastive import Contrastive
+from jaxinfer.decoding.dola import Dola
 from jaxinfer.decoding.eagle import Eagle
 from jaxinfer.decoding.greedy import Greedy
 from jaxinfer.decoding.jacobi import Jacobi
@@ -8,7 +11,7 @@ from jaxinfer.decoding.llma import LLMA, references
 from jaxinfer.decoding.lookahead import Lookahead
 from jaxinfer.decoding.lookup import Lookup
 from jaxinfer.decoding.medusa import Medusa
-from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Verdict
+from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Hypotheses, Verdict
 from jaxinfer.decoding.recycling import Recycling
 from jaxinfer.decoding.retrieval import Datastore, Retrieval
 from jaxinfer.decoding.sample import Sample
@@ -30,19 +33,26 @@ METHODS: dict[str, type[DecodeMethod]] = {
     "medusa": Medusa,
     "eagle": Eagle,
     "adaptive": Adaptive,
+    "beam": Beam,
+    "contrastive": Contrastive,
+    "dola": Dola,
 }
 
 __all__ = [
     "LLMA",
     "METHODS",
     "Adaptive",
+    "Beam",
     "Context",
+    "Contrastive",
     "Datastore",
     "DecodeMethod",
     "DecodeState",
+    "Dola",
     "Draft",
     "Eagle",
     "Greedy",
+    "Hypotheses",
     "Jacobi",
     "Lookahead",
     "Lookup",

@@ -37,6 +37,8 @@ class Adaptive:
     def __post_init__(self):
         if isinstance(self.method, Adaptive):
             raise InputError("method must not be adaptive itself")
+        if getattr(self.method, "rows_per_prompt", 1) > 1 or getattr(self.method, "reads_layers", False):
+            raise InputError(f"method must be one that guesses, not {type(self.method).__name__}")
         if not self.break_even >= 1:
             raise InputError(f"break_even={self.break_even} must be at least 1")
         if self.probe < 1:
@@ -53,6 +55,10 @@ class Adaptive:
     @property
     def needs(self) -> tuple[str, ...]:
         return self.method.needs
+
+    @property
+    def lossless(self) -> bool:
+        return getattr(self.method, "lossless", True)
 
     @property
     def reads_prompt(self) -> bool:

@@ -71,6 +71,16 @@ class DecodeState:
 
 
 @struct.dataclass
+class Hypotheses:
+    """Texts that a search has come to, and what they are worth. Leaves [B, N, ...]: N of each prompt, best first."""
+
+    tokens: jax.Array  # i32[B, N, M]: the prompt, then what was generated
+    n: jax.Array  # i32[B, N]: valid tokens of each; 0: there is none
+    score: jax.Array  # f32[B, N]
+    logprobs: jax.Array | None  # f32[B, N, M], if asked for
+
+
+@struct.dataclass
 class Draft:
     """Tokens to score in one forward. Column 0 is the pending token."""
 
@@ -106,6 +116,8 @@ class Verdict:
     take: jax.Array | None = None  # i32[B, E]; None: the first n columns, in order
     aux: Any = None
     surprise: jax.Array | None = None  # f32[B], in bits, from a method that draws one token a step: for mirostat
+    rows: jax.Array | None = None  # i32[B]: the row whose text and cache each row goes on from; None: its own
+    done: jax.Array | None = None  # bool[B]: rows that end with this step, whatever they emit
 
 
 @runtime_checkable
@@ -115,7 +127,12 @@ class DecodeMethod(Protocol):
     One that cannot run on every model or policy has a method `check(model, policy)` that raises InputError. One that
     holds something large has a method `hold(ctx, state)`, which gives the first `DecodeState.held`; `propose` gives the
     next ones. One with `reads_prompt: ClassVar[bool] = True` finds the prompt's hidden states [B, M, D] in
-    `ctx.extras["hidden"]` at `init`: those of all tokens but the last, zeros behind.
+    `ctx.extras["hidden"]` at `init`: those of all tokens but the last, zeros behind. One with `reads_layers:
+    ClassVar[bool] = True` finds the hidden states between the layers in `output.layers`.
+
+    One with `rows_per_prompt` above 1 holds so many rows of the state for each prompt, one behind the other, which may
+    go on from one another (`Verdict.rows`), and has a method `hypotheses(state)` that gives its texts at the end. One
+    with `lossless: ClassVar[bool] = False` may write another text than greedy decoding (or sampling) does.
     """
 
     @property

@@ -31,14 +31,24 @@ class Step:
     cache: Cache
     extents: dict[str, jax.Array]  # i32[] for each store: slots in use
     decoding: bool = struct.field(pytree_node=False, default=False)  # a step of the decode loop, not a prompt
+    layers: bool = struct.field(pytree_node=False, default=False)  # what each layer leaves is kept
 
     @classmethod
-    def of(cls, tokens, positions, n: jax.Array | None, tree: jax.Array | None, cache: Cache, decoding: bool) -> "Step":
+    def of(
+        cls,
+        tokens: jax.Array,
+        positions: jax.Array,
+        n: jax.Array | None,
+        tree: jax.Array | None,
+        cache: Cache,
+        decoding: bool,
+        layers: bool = False,
+    ) -> "Step":
         order = jnp.arange(tokens.shape[1])
         live = jnp.ones(tokens.shape, bool) if n is None else order < n[:, None]
         length = positions + 1 if cache.prompt is None else jnp.maximum(positions + 1, cache.prompt[:, None])
         extents = {name: extent(store) for name, store in cache.stores.items() if isinstance(store, Store)}
-        return cls(tokens, positions, length, live, tree, cache, extents, decoding)
+        return cls(tokens, positions, length, live, tree, cache, extents, decoding, layers)
 
 
 @struct.dataclass

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import jaxinfer
-from jaxinfer.generation import Stats
+from jaxinfer.stats import Stats
 
 
 class Letters:

@@ -1,0 +1,41 @@
+"""What a generation did, and what it cost."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a generation did, a value for each row, and what it cost."""
+
+    steps: list[int]  # forwards of the target that the row took part in
+    guessed: list[int]  # of these, forwards over at least one guess
+    runs: list[list[int]]  # how many steps emitted no token, one, two, up to the method's width
+    proposed: list[int]  # draft tokens proposed
+    accepted: list[int]  # draft tokens accepted
+    emitted: list[int]  # new tokens
+    prompt_tokens: list[int]
+    seconds: dict[str, float]  # "prefill", "decode": running; "compile": compiling, apart from both
+    weight_bytes: int  # parameters, those of a draft model or heads among them
+    cache_bytes: int  # the whole cache as allocated, and what the method keeps beside it
+    temp_bytes: int  # scratch memory of the decode program
+    step_bytes: int  # what one decode step has to read: weights, and on average the live part of the cache
+
+    @property
+    def tokens_per_step(self) -> float:
+        """New tokens for each forward of the target: 1 for greedy (Spec-Bench's mean accepted tokens)."""
+        return sum(self.emitted) / max(sum(self.steps), 1)
+
+    @property
+    def prefill_rate(self) -> float:
+        """Prompt tokens per second, over all rows; the last token of a prompt belongs to the first decode step."""
+        return sum(n - 1 for n in self.prompt_tokens) / max(self.seconds["prefill"], 1e-9)
+
+    @property
+    def decode_rate(self) -> float:
+        """New tokens per second, over all rows."""
+        return sum(self.emitted) / max(self.seconds["decode"], 1e-9)
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second that decoding has to have read at this speed."""
+        return self.step_bytes * max(self.steps, default=0) / max(self.seconds["decode"], 1e-9)
