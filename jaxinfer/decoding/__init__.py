@@ -3,6 +3,7 @@
 from jaxinfer.decoding.adaptive import Adaptive
 from jaxinfer.decoding.eagle import Eagle
 from jaxinfer.decoding.greedy import Greedy
+from jaxinfer.decoding.growth import Dynamic
 from jaxinfer.decoding.jacobi import Jacobi
 from jaxinfer.decoding.llma import LLMA, references
 from jaxinfer.decoding.lookahead import Lookahead
@@ -14,6 +15,7 @@ from jaxinfer.decoding.retrieval import Datastore, Retrieval
 from jaxinfer.decoding.sample import Sample
 from jaxinfer.decoding.sampling import Sampling
 from jaxinfer.decoding.speculative import Speculative
+from jaxinfer.decoding.speculative_tree import SpeculativeTree
 from jaxinfer.decoding.suffix import Suffix
 
 METHODS: dict[str, type[DecodeMethod]] = {
@@ -27,6 +29,7 @@ METHODS: dict[str, type[DecodeMethod]] = {
     "lookahead": Lookahead,
     "recycling": Recycling,
     "speculative": Speculative,
+    "speculative_tree": SpeculativeTree,
     "medusa": Medusa,
     "eagle": Eagle,
     "adaptive": Adaptive,
@@ -41,6 +44,7 @@ __all__ = [
     "DecodeMethod",
     "DecodeState",
     "Draft",
+    "Dynamic",
     "Eagle",
     "Greedy",
     "Jacobi",
@@ -52,6 +56,7 @@ __all__ = [
     "Sample",
     "Sampling",
     "Speculative",
+    "SpeculativeTree",
     "Suffix",
     "Verdict",
     "references",

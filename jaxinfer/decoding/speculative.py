@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.cache.store import Cache, rollback
-from jaxinfer.decoding.checks import room_to_guess
+from jaxinfer.decoding.checks import check_draft, room_to_guess
 from jaxinfer.decoding.method import Companion, Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.sampling import distribution
 from jaxinfer.decoding.verify import accept_drawn, draw
@@ -36,15 +36,7 @@ class Speculative:
             raise InputError(f"confidence={self.confidence} must be between 0 and 1")
 
     def check(self, model: Any, policy: Any) -> None:
-        draft = model.extras["draft"]
-        ours, theirs = model.config.vocab_size, draft.config.vocab_size
-        if ours != theirs:
-            raise InputError(
-                f"the draft model {draft.name} has a vocabulary of {theirs} tokens and {model.name} one of {ours}: "
-                "they must be the same"
-            )
-        if any(kind.mixer for kind in draft.config.kinds):
-            raise InputError(f"the draft model {draft.name} has recurrent layers: what they read cannot be taken back")
+        check_draft(model)
 
     def hold(self, ctx: Context, state: DecodeState) -> Cache:
         return ctx.extras["draft"].cache

@@ -42,11 +42,11 @@ def accept(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
     return accept_tree(draft.tokens, draft.size, draft.parent, chosen)
 
 
-def accept_drawn(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
+def accept_drawn(state: DecodeState, draft: Draft, logits: jax.Array, replaced: bool = False) -> Accepted:
     """Accept the guesses of a draft that was drawn from draft.proposal, under each row's own sampling.
 
     Emitted tokens have the target's distribution. Where every row is at temperature 0, or there is no proposal, this is
-    `accept`.
+    `accept`. replaced: see `accept_sampled_tree`.
     """
     proposal = draft.proposal
     if proposal is None:
@@ -57,7 +57,7 @@ def accept_drawn(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepte
         keys = state.keys(jnp.zeros(1, jnp.int32))[:, 0]
         if draft.parent is None:
             return accept_sampled(draft.tokens, draft.size, target, keys, proposal)
-        return accept_sampled_tree(draft.tokens, draft.size, draft.parent, target, keys, proposal)
+        return accept_sampled_tree(draft.tokens, draft.size, draft.parent, target, keys, proposal, replaced)
 
     return jax.lax.cond(jnp.all(state.sampling.temperature == 0), lambda x: accept(state, draft, x), sampled, logits)
 
@@ -194,13 +194,22 @@ def accept_sampled(
 
 
 def accept_sampled_tree(
-    draft: jax.Array, size: jax.Array, parent: jax.Array, target: jax.Array, keys: jax.Array, proposal: jax.Array
+    draft: jax.Array,
+    size: jax.Array,
+    parent: jax.Array,
+    target: jax.Array,
+    keys: jax.Array,
+    proposal: jax.Array,
+    replaced: bool = False,
 ) -> Accepted:
     """Recursive rejection sampling: emitted tokens are distributed as the target's (Jeon et al. 2024).
 
     As `accept_sampled`, for a tree. The guesses below column t were drawn from proposal[:, t] one after the other
     without replacement, in the order of their columns. Each is tested against what the rejections before it left of the
     target, with what the draws before it left of the proposal (Sequoia, Chen et al. 2024, Algorithm 2).
+
+    replaced: they were drawn independently, with replacement, and the proposal stays as it is (SpecInfer, Miao et al.
+    2023, section 4.3: multi-step speculative sampling).
     """
     batch, width, _ = target.shape
     rows = jnp.arange(batch)
@@ -215,7 +224,7 @@ def accept_sampled_tree(
         accepted = is_child & (u * q_x < p_x)
         rejected = is_child & ~accepted
         left = residual(p, q)
-        without = q.at[rows, token].set(0.0)
+        without = q if replaced else q.at[rows, token].set(0.0)
         without /= jnp.maximum(jnp.sum(without, axis=-1, keepdims=True), 1e-30)
         p = jnp.where(accepted[:, None], target[:, t], jnp.where(rejected[:, None], left, p))
         q = jnp.where(accepted[:, None], proposal[:, t], jnp.where(rejected[:, None], without, q))
