@@ -52,12 +52,16 @@ class Dynamic:
 
     def __post_init__(self):
         if not 1 <= self.depth < self.width:
-            raise InputError(f"depth={self.depth} must be from 1 to {self.width - 1}, the guesses of width={self.width}")
+            raise InputError(
+                f"depth={self.depth} must be from 1 to {self.width - 1}, the guesses of width={self.width}"
+            )
         if self.beam < 1:
             raise InputError(f"beam={self.beam} must be at least 1")
         guesses = self.beam + (self.depth - 1) * self.beam**2
         if self.width - 1 > guesses:
-            raise InputError(f"width={self.width} is more than beam={self.beam} and depth={self.depth} fill: {guesses + 1}")
+            raise InputError(
+                f"width={self.width} is more than beam={self.beam} and depth={self.depth} fill: {guesses + 1}"
+            )
 
 
 def check_branches(method: Any, model: Any, vocab: int) -> None:

@@ -85,9 +85,9 @@ class SpeculativeTree:
                 None,
                 lambda tokens, parent, newest: behind(draft, cache, behind_root, tokens, ancestors(parent), newest),
             )
-            return Draft(tokens, size, parent, held=cache)
+            return Draft(tokens, size, parent, held=cache, always=True)
         tokens, proposal = static_tree(self, draft, cache, behind_root, state)
-        return Draft(tokens, size, parents(self.paths, len(tokens)), proposal, held=cache)
+        return Draft(tokens, size, parents(self.paths, len(tokens)), proposal, held=cache, always=True)
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
         return Verdict(*accept_drawn(state, draft, logits, self.replace))
@@ -127,9 +127,7 @@ def behind(
     if tokens.shape[1] == 1:
         return behind_root[:, None]
     positions = cache.length[:, None] - 2 + jnp.sum(sees, axis=2, dtype=jnp.int32)[:, 1:]
-    output = forward(
-        draft.model, draft.params, tokens[:, 1:], positions, cache, tree=sees[:, 1:, 1:], decoding=True
-    )
+    output = forward(draft.model, draft.params, tokens[:, 1:], positions, cache, tree=sees[:, 1:, 1:], decoding=True)
     return logits_of(draft.model, draft.params, output.hidden[:, columns - 1])
 
 
