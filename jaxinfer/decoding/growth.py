@@ -1,7 +1,7 @@
 """Trees filled with guesses, depth by depth: what methods that draft with heads or with a draft model share.
 
-A static tree has one shape, given by paths, and only its tokens differ. A dynamic one takes the shape in which the draft
-believes, another in every row and step; its width is static all the same, so nothing retraces.
+A static tree has one shape, given by paths, and only its tokens differ. A dynamic one takes the shape that the draft
+believes in, another in every row and step; its width is static all the same, so nothing retraces.
 """
 
 import itertools

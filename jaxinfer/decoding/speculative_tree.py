@@ -29,6 +29,7 @@ from jaxinfer.decoding.verify import accept_drawn, draw
 from jaxinfer.errors import InputError
 from jaxinfer.model import Output, forward, logits_of
 
+DEFAULT = expansion(2, 2, 1, 1)  # 15 nodes, 4 deep
 SPARE = 1e-9  # of a proposal's mass, for guesses beyond those that the row's truncation leaves the draft model
 
 
@@ -36,7 +37,7 @@ SPARE = 1e-9  # of a proposal's mass, for guesses beyond those that the row's tr
 class SpeculativeTree:
     """A smaller model with the same vocabulary guesses a tree of tokens. Lossless, sampled too."""
 
-    paths: Paths = expansion(3, 2, 1, 1)  # by the rank of each guess: `trees.from_paths`, `growth.expansion`
+    paths: Paths = DEFAULT  # by the rank of each guess: `trees.from_paths`, `growth.expansion`
     dynamic: Dynamic | None = None  # a tree that follows the draft model's probabilities, in place of `paths`
     replace: bool = False  # sampled: siblings drawn with replacement, as SpecInfer does; else without
 
@@ -119,9 +120,9 @@ def static_tree(
 def behind(
     draft: Companion, cache: Cache, behind_root: jax.Array, tokens: jax.Array, sees: jax.Array, columns: np.ndarray
 ) -> jax.Array:
-    """The draft model's logits float32[B, n, V] behind these columns of a tree, tokens i32[B, T] and sees bool[., T, T].
+    """The draft model's logits float32[B, n, V] behind these columns of a tree.
 
-    Column 0 is the root, which the cache holds already; behind_root float32[B, V]. The whole tree so far is read each
+    tokens i32[B, T]; sees bool[B or 1, T, T], which column sees which. Column 0 is the root, which the cache holds already; behind_root float32[B, V]. The whole tree so far is read each
     time: a forward takes its fresh tokens from nowhere but the tree itself, and a tree is small.
     """
     if tokens.shape[1] == 1:
@@ -137,8 +138,9 @@ def draw_siblings(
     """Guesses i32[B, n, count] below each of n columns, and what they are drawn from, float32[B, n, V].
 
     logits float32[B, n, V]. One after the other, with or without replacement: the `count` largest of log-probabilities
-    with Gumbel noise are a draw without (Kool et al. 2019, stochastic beams). When a truncation leaves fewer tokens than
-    that, the others come from the model's own distribution: `SPARE` of the proposal. Rows at temperature 0 take the best.
+    with Gumbel noise are a draw without (Kool et al. 2019, stochastic beams). When a truncation leaves fewer tokens
+    than that, the others come from the model's own distribution, which is `SPARE` of the proposal. Rows at temperature
+    0 take the best.
     """
     key = state.keys(jnp.zeros(1, jnp.int32))[:, 0]
     apart = jax.vmap(lambda key: jax.random.fold_in(key, DRAFTING))(key)

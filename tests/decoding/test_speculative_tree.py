@@ -1,4 +1,4 @@
-"""Trees that a draft model guesses: their shape against a slow loop, the text against greedy's, the sampled distribution."""
+"""Trees that a draft model guesses: against a slow loop, against greedy's text, and by the distribution sampled."""
 
 import dataclasses
 
