@@ -84,8 +84,10 @@ def acceptance_rates(
     """float[depth, ranks]: how often the guess of a rank is right where the best guesses above it all are.
 
     method: one with `paths`: SpeculativeTree, Medusa, Eagle, whose draft model or heads the model has attached. Below
-    the best guesses `ranks` are tried at each depth, on prompts of token ids, `new_tokens` for each. A rank that did better than the one before it counts as equal, and a depth never reached as the one above it. At
-    temperature 0 unless `sampling` says otherwise. `trees.likeliest_paths` and `trees.fastest_paths` take the rates.
+    the best guesses `ranks` are tried at each depth, on prompts of token ids, `new_tokens` for each. A rank that did
+    better than the one before it counts as equal, and a depth never reached as the one above it. At temperature 0
+    unless `sampling` says otherwise. `trees.likeliest_paths` and `trees.fastest_paths` take the rates. Raises
+    InputError for a method without paths.
     """
     if not hasattr(method, "paths"):
         raise InputError(

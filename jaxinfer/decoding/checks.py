@@ -48,3 +48,9 @@ def check_draft(model: Any) -> None:
         )
     if any(kind.mixer for kind in draft.config.kinds):
         raise InputError(f"the draft model {draft.name} has recurrent layers: what they read cannot be taken back")
+
+
+def check_lenience(method: Any) -> None:
+    """Raises InputError unless 0 < `lenience` <= 1."""
+    if not 0 < method.lenience <= 1:
+        raise InputError(f"lenience={method.lenience} must be above 0 and at most 1, which is lossless")

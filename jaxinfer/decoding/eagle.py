@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxinfer.decoding.checks import check_lenience
 from jaxinfer.decoding.growth import Dynamic, Paths, check_branches, check_paths, grow, grow_dynamic, parents, width
 from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.trees import ancestors, from_paths
-from jaxinfer.decoding.verify import accept
+from jaxinfer.decoding.verify import accept_drawn
 from jaxinfer.heads import eagle
 from jaxinfer.heads.heads import Heads, check_fits, embed, scores, unembedding
 from jaxinfer.model import Output
@@ -35,21 +36,27 @@ class Trail:
 
 @dataclass(frozen=True)
 class Eagle:
-    """A decoder layer goes on with the target's hidden states, a chain or a tree ahead. Lossless."""
+    """A decoder layer goes on with the target's hidden states, a chain or a tree ahead. Lossless at lenience 1."""
 
     paths: Paths = ((0, 0, 0),)  # one path of zeros is a chain; see `trees.from_paths`
     dynamic: Dynamic | None = None  # a tree that follows the layer's probabilities, in place of `paths`
+    lenience: float = 1.0  # below 1: accept more than the target would say, see `verify.accept_drawn`: lossy
 
     samples: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("heads",)
     reads_prompt: ClassVar[bool] = True
 
     def __post_init__(self):
+        check_lenience(self)
         check_paths(self.paths)
 
     @property
     def width(self) -> int:
         return self.dynamic.width if self.dynamic else width(self.paths)
+
+    @property
+    def lossless(self) -> bool:
+        return self.lenience == 1
 
     def check(self, model: Any, policy: Any) -> None:
         check_fits(model.extras["heads"], ("eagle",), "Eagle", model)
@@ -99,7 +106,7 @@ class Eagle:
         return Draft(tokens, size, parents(self.paths, len(tokens)), held=state.held)
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
-        accepted, hidden = accept(state, draft, logits), output.hidden.astype(jnp.float32)
+        accepted, hidden = accept_drawn(state, draft, logits, lenience=self.lenience), output.hidden.astype(jnp.float32)
         if accepted.take is not None:
             hidden = jnp.take_along_axis(hidden, accepted.take[:, :, None], axis=1)
         trail = _read(ctx.extras["heads"], state.aux, hidden, embed(ctx.params, accepted.emit), accepted.n)

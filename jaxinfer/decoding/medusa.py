@@ -50,6 +50,10 @@ class Medusa:
     def width(self) -> int:
         return width(self.paths)
 
+    @property
+    def lossless(self) -> bool:
+        return not self.typical
+
     def check(self, model: Any, policy: Any) -> None:
         check_fits(model.extras["heads"], self.kinds, "Medusa", model)
         check_paths(self.paths, deepest=model.extras["heads"].cfg.count)

@@ -114,7 +114,8 @@ class DecodeMethod(Protocol):
 
     One that cannot run on every model or policy has a method `check(model, policy)` that raises InputError. One that
     holds something large has a method `hold(ctx, state)`, which gives the first `DecodeState.held`; `propose` gives the
-    next ones. One with `reads_prompt: ClassVar[bool] = True` finds the prompt's hidden states [B, M, D] in
+    next ones. One that may emit what the target would not has `lossless`, False where it does; without it, it is True.
+    One with `reads_prompt: ClassVar[bool] = True` finds the prompt's hidden states [B, M, D] in
     `ctx.extras["hidden"]` at `init`: those of all tokens but the last, zeros behind.
     """
 

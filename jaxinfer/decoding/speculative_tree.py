@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.cache.store import Cache
-from jaxinfer.decoding.checks import check_draft
+from jaxinfer.decoding.checks import check_draft, check_lenience
 from jaxinfer.decoding.growth import (
     Dynamic,
     Paths,
@@ -35,16 +35,18 @@ SPARE = 1e-9  # of a proposal's mass, for guesses beyond those that the row's tr
 
 @dataclass(frozen=True)
 class SpeculativeTree:
-    """A smaller model with the same vocabulary guesses a tree of tokens. Lossless, sampled too."""
+    """A smaller model with the same vocabulary guesses a tree of tokens. Lossless at lenience 1, sampled too."""
 
     paths: Paths = DEFAULT  # by the rank of each guess: `trees.from_paths`, `growth.expansion`
     dynamic: Dynamic | None = None  # a tree that follows the draft model's probabilities, in place of `paths`
     replace: bool = False  # sampled: siblings drawn with replacement, as SpecInfer does; else without
+    lenience: float = 1.0  # below 1: accept more than the target would say, see `verify.accept_drawn`: lossy
 
     samples: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("draft",)
 
     def __post_init__(self):
+        check_lenience(self)
         check_paths(self.paths)
         parent, rank = from_paths(self.paths)
         for column in range(1, len(rank)):
@@ -56,6 +58,10 @@ class SpeculativeTree:
     @property
     def width(self) -> int:
         return self.dynamic.width if self.dynamic else width(self.paths)
+
+    @property
+    def lossless(self) -> bool:
+        return self.lenience == 1
 
     @property
     def depth(self) -> int:
@@ -91,7 +97,7 @@ class SpeculativeTree:
         return Draft(tokens, size, parents(self.paths, len(tokens)), proposal, held=cache, always=True)
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
-        return Verdict(*accept_drawn(state, draft, logits, self.replace))
+        return Verdict(*accept_drawn(state, draft, logits, self.replace, self.lenience))
 
 
 def static_tree(
@@ -122,8 +128,9 @@ def behind(
 ) -> jax.Array:
     """The draft model's logits float32[B, n, V] behind these columns of a tree.
 
-    tokens i32[B, T]; sees bool[B or 1, T, T], which column sees which. Column 0 is the root, which the cache holds already; behind_root float32[B, V]. The whole tree so far is read each
-    time: a forward takes its fresh tokens from nowhere but the tree itself, and a tree is small.
+    tokens i32[B, T]; sees bool[B or 1, T, T], which column sees which. Column 0 is the root, which the cache holds
+    already; behind_root float32[B, V]. The whole tree so far is read each time: a forward takes its fresh tokens from
+    nowhere but the tree itself, and a tree is small.
     """
     if tokens.shape[1] == 1:
         return behind_root[:, None]

@@ -17,6 +17,7 @@ from jaxinfer import (
     Model,
     Sampling,
     Segment,
+    Speculative,
     SpeculativeTree,
     programs,
 )
@@ -209,3 +210,16 @@ def test_a_real_model_drafts_for_itself(smollm2):
     result = smollm2.attach(draft=draft).generate(prompts, max_new_tokens=24, method=SpeculativeTree(RAGGED))
     assert result.tokens == expected
     assert result.stats.tokens_per_step > 1.1
+
+
+@pytest.mark.parametrize("method", [Speculative(5, lenience=0.2), dataclasses.replace(DYNAMIC, lenience=0.2)], ids=str)
+def test_lenience_is_lossy_and_says_so(tiny_llama, ragged, greedy, method):
+    model, exact = tiny_llama.attach(draft=blurred(tiny_llama)), dataclasses.replace(method, lenience=1.0)
+    found, plain = (model.generate(ragged(LENGTHS), max_new_tokens=NEW, method=one) for one in (method, exact))
+    assert plain.tokens == greedy != found.tokens
+    assert found.stats.tokens_per_step > 1.2 * plain.stats.tokens_per_step
+    assert exact.lossless
+    assert not method.lossless
+    assert not Adaptive(method).lossless
+    with pytest.raises(InputError, match="lenience=0"):
+        dataclasses.replace(method, lenience=0.0)
