@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from jaxinfer import METHODS, Datastore, Jacobi, Lookahead, Recycling, Retrieval, Suffix, references
+from jaxinfer import METHODS, Datastore, Jacobi, Lookahead, Recycling, Retrieval, SpeculativeTree, Suffix, references
 
 _SMALLER = {
     "suffix": Suffix(width=8, ngram=3, depth=4, matches=4),
@@ -13,6 +13,7 @@ _SMALLER = {
     "jacobi": Jacobi(width=5),
     "lookahead": Lookahead(window=3, ngram=3, guesses=3, buckets=64),
     "recycling": Recycling(width=8, successors=3),
+    "speculative_tree": SpeculativeTree(paths=((0, 0), (0, 1), (1, 0))),
 }
 SMALL = {
     name: _SMALLER.get(name) or method()

@@ -6,6 +6,7 @@ from jaxinfer.decoding.contrastive import Contrastive
 from jaxinfer.decoding.dola import Dola
 from jaxinfer.decoding.eagle import Eagle
 from jaxinfer.decoding.greedy import Greedy
+from jaxinfer.decoding.growth import Dynamic
 from jaxinfer.decoding.jacobi import Jacobi
 from jaxinfer.decoding.llma import LLMA, references
 from jaxinfer.decoding.lookahead import Lookahead
@@ -17,6 +18,7 @@ from jaxinfer.decoding.retrieval import Datastore, Retrieval
 from jaxinfer.decoding.sample import Sample
 from jaxinfer.decoding.sampling import Sampling
 from jaxinfer.decoding.speculative import Speculative
+from jaxinfer.decoding.speculative_tree import SpeculativeTree
 from jaxinfer.decoding.suffix import Suffix
 
 METHODS: dict[str, type[DecodeMethod]] = {
@@ -30,6 +32,7 @@ METHODS: dict[str, type[DecodeMethod]] = {
     "lookahead": Lookahead,
     "recycling": Recycling,
     "speculative": Speculative,
+    "speculative_tree": SpeculativeTree,
     "medusa": Medusa,
     "eagle": Eagle,
     "adaptive": Adaptive,
@@ -50,6 +53,7 @@ __all__ = [
     "DecodeState",
     "Dola",
     "Draft",
+    "Dynamic",
     "Eagle",
     "Greedy",
     "Hypotheses",
@@ -62,6 +66,7 @@ __all__ = [
     "Sample",
     "Sampling",
     "Speculative",
+    "SpeculativeTree",
     "Suffix",
     "Verdict",
     "references",

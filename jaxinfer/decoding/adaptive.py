@@ -64,6 +64,10 @@ class Adaptive:
     def reads_prompt(self) -> bool:
         return getattr(self.method, "reads_prompt", False)
 
+    @property
+    def lossless(self) -> bool:
+        return getattr(self.method, "lossless", True)
+
     def check(self, model: Any, policy: Any) -> None:
         if hasattr(self.method, "check"):
             self.method.check(model, policy)

@@ -35,3 +35,22 @@ def takes_trees(method: Any, model: Any) -> None:
                 "token to token: take a method that drafts chains, such as Lookup, Jacobi or LLMA"
             )
     fits(method, model)
+
+
+def check_draft(model: Any) -> None:
+    """Raises InputError if the draft model attached to a model cannot draft for it."""
+    draft = model.extras["draft"]
+    ours, theirs = model.config.vocab_size, draft.config.vocab_size
+    if ours != theirs:
+        raise InputError(
+            f"the draft model {draft.name} has a vocabulary of {theirs} tokens and {model.name} one of {ours}: "
+            "they must be the same"
+        )
+    if any(kind.mixer for kind in draft.config.kinds):
+        raise InputError(f"the draft model {draft.name} has recurrent layers: what they read cannot be taken back")
+
+
+def check_lenience(method: Any) -> None:
+    """Raises InputError unless 0 < `lenience` <= 1."""
+    if not 0 < method.lenience <= 1:
+        raise InputError(f"lenience={method.lenience} must be above 0 and at most 1, which is lossless")

@@ -1,4 +1,8 @@
-"""EAGLE: a decoder layer drafts on the target's own hidden states (Li et al. 2024; the layer: heads/eagle.py)."""
+"""EAGLE: a decoder layer drafts on the target's own hidden states (Li et al. 2024; the layer: heads/eagle.py).
+
+With `dynamic` its tree grows where the layer is sure, as EAGLE-2's does (Li et al. 2024, "Faster Inference of Language
+Models with Dynamic Draft Trees").
+"""
 
 import dataclasses
 from dataclasses import dataclass
@@ -9,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxinfer.decoding.growth import Paths, check_branches, check_paths, grow, parents, width
+from jaxinfer.decoding.checks import check_lenience
+from jaxinfer.decoding.growth import Dynamic, Paths, check_branches, check_paths, grow, grow_dynamic, parents, width
 from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.trees import ancestors, from_paths
-from jaxinfer.decoding.verify import accept
+from jaxinfer.decoding.verify import accept_drawn
 from jaxinfer.heads import eagle
 from jaxinfer.heads.heads import Heads, check_fits, embed, scores, unembedding
 from jaxinfer.model import Output
@@ -31,24 +36,31 @@ class Trail:
 
 @dataclass(frozen=True)
 class Eagle:
-    """A decoder layer goes on with the target's hidden states, a chain or a tree ahead. Lossless."""
+    """A decoder layer goes on with the target's hidden states, a chain or a tree ahead. Lossless at lenience 1."""
 
     paths: Paths = ((0, 0, 0),)  # one path of zeros is a chain; see `trees.from_paths`
+    dynamic: Dynamic | None = None  # a tree that follows the layer's probabilities, in place of `paths`
+    lenience: float = 1.0  # below 1: accept more than the target would say, see `verify.accept_drawn`: lossy
 
     samples: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("heads",)
     reads_prompt: ClassVar[bool] = True
 
     def __post_init__(self):
+        check_lenience(self)
         check_paths(self.paths)
 
     @property
     def width(self) -> int:
-        return width(self.paths)
+        return self.dynamic.width if self.dynamic else width(self.paths)
+
+    @property
+    def lossless(self) -> bool:
+        return self.lenience == 1
 
     def check(self, model: Any, policy: Any) -> None:
         check_fits(model.extras["heads"], ("eagle",), "Eagle", model)
-        check_branches(self, model)
+        check_branches(self, model, model.extras["heads"].cfg.draft_vocab)
 
     def hold(self, ctx: Context, state: DecodeState) -> jax.Array:
         """f32[M, D]: the unembedding of the tokens that can be guessed."""
@@ -67,30 +79,34 @@ class Eagle:
 
     def propose(self, ctx: Context, state: DecodeState) -> Draft:
         heads, trail = ctx.extras["heads"], state.aux
-        parent, _ = from_paths(self.paths)
-        sees = ancestors(jnp.asarray(parent)[None])[:, 1:, 1:]
-        depth = jnp.sum(sees, axis=2)
+        size = jnp.where(trail.ready, self.width, 1)
         behind_root = trail.expected[:, None]
         states: list[jax.Array] = [behind_root]
 
-        def guess(level: int, columns: np.ndarray, tokens: jax.Array) -> jax.Array:
+        def guess(tokens: jax.Array, parent: jax.Array, columns: np.ndarray) -> jax.Array:
             """The states expected at all columns so far; a tree is small, so none are kept from level to level."""
-            drafted = tokens.shape[1] - 1
-            if drafted:
-                hidden = states[-1][:, parent[1 : drafted + 1]]
-                positions = trail.past.length[:, None] - 1 + depth[:, :drafted]
-                among = sees[:, :drafted, :drafted]
+            if tokens.shape[1] > 1:
+                sees = ancestors(parent)[:, 1:, 1:]
+                hidden = jnp.take_along_axis(states[-1], parent[:, 1:, None], axis=1)
+                positions = trail.past.length[:, None] - 1 + jnp.sum(sees, axis=2, dtype=jnp.int32)
                 embedded = embed(ctx.params, tokens[:, 1:])
-                found, _ = eagle.layer(heads.params, heads.cfg, hidden, embedded, positions, among, trail.past)
+                found, _ = eagle.layer(heads.params, heads.cfg, hidden, embedded, positions, sees, trail.past)
                 states.append(jnp.concatenate([behind_root, found], axis=1))
             return scores(states[-1][:, columns], state.held)
 
-        tokens = grow(self.paths, state.pending, heads.vocab, guess)
-        size = jnp.where(trail.ready, self.width, 1)
+        if self.dynamic:
+            tokens, parent = grow_dynamic(self.dynamic, state.pending, heads.vocab, guess)
+            return Draft(tokens, size, parent, held=state.held)
+        fixed, _ = from_paths(self.paths)
+
+        def guess_at(depth: int, columns: np.ndarray, tokens: jax.Array) -> jax.Array:
+            return guess(tokens, jnp.tile(fixed[: tokens.shape[1]], (len(tokens), 1)), columns)
+
+        tokens = grow(self.paths, state.pending, heads.vocab, guess_at)
         return Draft(tokens, size, parents(self.paths, len(tokens)), held=state.held)
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
-        accepted, hidden = accept(state, draft, logits), output.hidden.astype(jnp.float32)
+        accepted, hidden = accept_drawn(state, draft, logits, lenience=self.lenience), output.hidden.astype(jnp.float32)
         if accepted.take is not None:
             hidden = jnp.take_along_axis(hidden, accepted.take[:, :, None], axis=1)
         trail = _read(ctx.extras["heads"], state.aux, hidden, embed(ctx.params, accepted.emit), accepted.n)

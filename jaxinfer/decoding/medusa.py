@@ -35,6 +35,7 @@ class Medusa:
     epsilon: float = 0.09  # typical: a guess of at least this probability is accepted
     delta: float = 0.3  # typical: or of delta * exp(-entropy), where the model is unsure
 
+    dynamic: ClassVar[None] = None  # its tree is always that of `paths`
     samples: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("heads",)
     kinds: ClassVar[tuple[str, ...]] = ("medusa", "hydra")
@@ -49,10 +50,14 @@ class Medusa:
     def width(self) -> int:
         return width(self.paths)
 
+    @property
+    def lossless(self) -> bool:
+        return not self.typical
+
     def check(self, model: Any, policy: Any) -> None:
         check_fits(model.extras["heads"], self.kinds, "Medusa", model)
         check_paths(self.paths, deepest=model.extras["heads"].cfg.count)
-        check_branches(self, model)
+        check_branches(self, model, model.extras["heads"].cfg.draft_vocab)
 
     def hold(self, ctx: Context, state: DecodeState) -> jax.Array:
         """f32[M, D]: the unembedding of the tokens that can be guessed."""

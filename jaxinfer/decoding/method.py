@@ -132,7 +132,7 @@ class DecodeMethod(Protocol):
 
     One with `rows_per_prompt` above 1 holds so many rows of the state for each prompt, one behind the other, which may
     go on from one another (`Verdict.rows`), and has a method `hypotheses(state)` that gives its texts at the end. One
-    with `lossless: ClassVar[bool] = False` may write another text than greedy decoding (or sampling) does.
+    that may write another text than greedy decoding (or sampling) does has `lossless`, which is then False.
     """
 
     @property

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.cache.store import Cache, rollback
-from jaxinfer.decoding.checks import room_to_guess
+from jaxinfer.decoding.checks import check_draft, check_lenience, room_to_guess
 from jaxinfer.decoding.method import Companion, Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.sampling import distribution
 from jaxinfer.decoding.verify import accept_drawn, draw
@@ -19,32 +19,30 @@ DRAFTING = 1 << 30  # apart from the keys that the target draws with
 
 @dataclass(frozen=True)
 class Speculative:
-    """A smaller model with the same vocabulary guesses a chain of tokens. Lossless, sampled too."""
+    """A smaller model with the same vocabulary guesses a chain of tokens. Lossless at lenience 1, sampled too."""
 
     width: int = 5  # tokens scored per step: the pending one and width - 1 guesses
     schedule: Literal["constant", "heuristic"] = (
         "constant"  # heuristic: two guesses more after a full run, else one less
     )
     confidence: float = 0.0  # a row stops guessing where the draft model's likeliest token is less likely than this
+    lenience: float = 1.0  # below 1: accept more than the target would say, see `verify.accept_drawn`: lossy
 
     samples: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("draft",)
 
     def __post_init__(self):
         room_to_guess(self)
+        check_lenience(self)
         if not 0 <= self.confidence <= 1:
             raise InputError(f"confidence={self.confidence} must be between 0 and 1")
 
+    @property
+    def lossless(self) -> bool:
+        return self.lenience == 1
+
     def check(self, model: Any, policy: Any) -> None:
-        draft = model.extras["draft"]
-        ours, theirs = model.config.vocab_size, draft.config.vocab_size
-        if ours != theirs:
-            raise InputError(
-                f"the draft model {draft.name} has a vocabulary of {theirs} tokens and {model.name} one of {ours}: "
-                "they must be the same"
-            )
-        if any(kind.mixer for kind in draft.config.kinds):
-            raise InputError(f"the draft model {draft.name} has recurrent layers: what they read cannot be taken back")
+        check_draft(model)
 
     def hold(self, ctx: Context, state: DecodeState) -> Cache:
         return ctx.extras["draft"].cache
@@ -62,7 +60,7 @@ class Speculative:
         return guess(self, draft, cache, logits, state)
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
-        accepted = accept_drawn(state, draft, logits)
+        accepted = accept_drawn(state, draft, logits, lenience=self.lenience)
         return Verdict(*accepted, aux=self._next_reach(state.aux, draft.size, accepted.n))
 
     def _next_reach(self, reach: jax.Array, size: jax.Array, n: jax.Array) -> jax.Array:

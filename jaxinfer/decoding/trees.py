@@ -5,11 +5,16 @@ token, and its parent is -1. So the first columns of a tree are a tree, and a ch
 """
 
 import heapq
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Rates = Any  # how often guesses are right: numbers by rank, or by depth and rank
 
 
 def ancestors(parent: jax.Array) -> jax.Array:
@@ -46,21 +51,66 @@ def levels(parent: np.ndarray) -> list[np.ndarray]:
     return [np.flatnonzero(depth == level) for level in range(depth.max() + 1)]
 
 
-def likeliest(rates: Sequence[float], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Parents i32[width] and ranks i32[width] of the tree that most guesses are accepted of (Sequoia, section 3.1).
+def likeliest(rates: Rates, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Parents i32[width] and ranks i32[width] of the tree that most guesses are accepted of: `likeliest_paths`."""
+    return from_paths(likeliest_paths(rates, width))
 
-    rates[r]: how often the guess of rank r is right, whatever was right above it, in falling order. A node is right as
-    often as the product of the rates on its path, and the best tree is the width - 1 nodes for which that is largest.
+
+def likeliest_paths(rates: Rates, width: int) -> tuple[tuple[int, ...], ...]:
+    """The paths of the tree of `width` nodes, the root among them, that most guesses are accepted of.
+
+    rates[d][r]: how often the guess of rank r at depth d is right where all above it are, in falling order of r; no
+    node is deeper than there are rates. Or rates[r], the same at every depth, however deep. A node is right as often as
+    the product of the rates on its path. No node beats the one above it or the sibling before it, so the width - 1
+    nodes for which that is largest are a tree, and no tree is better: what Sequoia (Chen et al. 2024, section 3.1)
+    finds by a dynamic programme over size and depth, and Medusa (Cai et al. 2024, section 2.3.3) by adding nodes.
+    Fewer nodes, where there are no more.
     """
-    best: list[tuple[float, tuple[int, ...]]] = [(-rates[0], (0,))]
+    best = [(-_rate(rates, (0,)), (0,), 1.0)]  # with each path, how often what is above its end is right
     paths: list[tuple[int, ...]] = []
-    while len(paths) < width - 1:
-        rate, path = heapq.heappop(best)
+    while best and len(paths) < width - 1:
+        worth, path, above = heapq.heappop(best)
         paths.append(path)
-        heapq.heappush(best, (rate * rates[0], (*path, 0)))
-        if path[-1] + 1 < len(rates):
-            heapq.heappush(best, (rate / rates[path[-1]] * rates[path[-1] + 1], (*path[:-1], path[-1] + 1)))
-    return from_paths(paths)
+        for after, over in (((*path, 0), -worth), ((*path[:-1], path[-1] + 1), above)):
+            rate = _rate(rates, after)
+            if rate is not None:
+                heapq.heappush(best, (-over * rate, after, over))
+    return tuple(paths)
+
+
+def expected_tokens(rates: Rates, paths: Sequence[Sequence[int]]) -> float:
+    """Tokens a step of the tree with these nodes: one, and the sum over nodes of how often each is right."""
+    nodes = {tuple(path[:n]) for path in paths for n in range(len(path) + 1)}
+    return sum(math.prod(_rate(rates, node[:n]) or 0.0 for n in range(1, len(node) + 1)) for node in nodes)
+
+
+def fastest_paths(
+    rates: Rates, seconds: Mapping[int, float], level_seconds: float = 0.0, deepest: int = 8
+) -> tuple[tuple[tuple[int, ...], ...], float]:
+    """The paths of the tree that makes most tokens a second, and how many (Sequoia, section 3.3: hardware-aware).
+
+    seconds: of a step by its width (`analysis.step_cost.step_seconds`); one of width 1 makes 1 / seconds[1] tokens a
+    second, which the tree need not reach. level_seconds: of the draft model or heads, for each depth of the tree.
+    """
+    by_depth = rates if isinstance(rates[0], Sequence | np.ndarray) else [rates] * deepest
+    found = []
+    for depth, width in itertools.product(range(1, len(by_depth) + 1), seconds):
+        paths = likeliest_paths(by_depth[:depth], width)
+        if paths:
+            levels = max(map(len, paths))
+            found.append((expected_tokens(rates, paths) / (seconds[width] + levels * level_seconds), paths))
+    speed, paths = max(found, key=lambda one: one[0])
+    return paths, speed
+
+
+def _rate(rates: Rates, path: tuple[int, ...]) -> float | None:
+    """How often the end of a path is right where what is above it is; None where no such guess is made."""
+    depth, rank = len(path) - 1, path[-1]
+    if isinstance(rates[0], Sequence | np.ndarray):
+        if depth >= len(rates):
+            return None
+        rates = rates[depth]
+    return float(rates[rank]) if rank < len(rates) else None
 
 
 def from_continuations(

@@ -1,4 +1,4 @@
-"""The rules of acceptance, once, as functions of arrays. Decode methods call them.
+"""The rules of acceptance, once, as functions of arrays. Decode methods call them. (Of drawn guesses: rejection.py.)
 
 A draft of width T is tokens[B, T]: column 0 is the pending token, emitted by the last step and not yet in the cache,
 and the others are guesses for what follows one another (a chain), or the column that each hangs below (a tree). Logits
@@ -6,24 +6,15 @@ at column t speak about the token behind it. Accepting n columns emits n tokens:
 target itself gives.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from jaxinfer.decoding.method import DecodeState, Draft
 from jaxinfer.decoding.penalties import penalize
+from jaxinfer.decoding.rejection import Accepted, accept_sampled, accept_sampled_tree, draw, leading
 from jaxinfer.decoding.sampling import SamplingState, distribution
 from jaxinfer.decoding.trees import ancestors
 from jaxinfer.decoding.truncation import entropy
-
-
-class Accepted(NamedTuple):
-    """emit i32[B, E]: the tokens to emit, the first n[B] valid; take i32[B, E]: their columns, None: the first n."""
-
-    emit: jax.Array
-    n: jax.Array
-    take: jax.Array | None = None
 
 
 def accept(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
@@ -42,24 +33,61 @@ def accept(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
     return accept_tree(draft.tokens, draft.size, draft.parent, chosen)
 
 
-def accept_drawn(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
+def accept_drawn(
+    state: DecodeState, draft: Draft, logits: jax.Array, replaced: bool = False, lenience: float = 1.0
+) -> Accepted:
     """Accept the guesses of a draft that was drawn from draft.proposal, under each row's own sampling.
 
     Emitted tokens have the target's distribution. Where every row is at temperature 0, or there is no proposal, this is
-    `accept`.
+    `accept`. replaced: see `accept_sampled_tree`.
+
+    lenience l below 1 is lossy (Leviathan et al. 2023, appendix A.5): a drawn guess x counts as drawn with probability
+    l q(x), so that none is emitted more than p(x) / l of the time; at temperature 0, and where guesses are not drawn, a
+    guess is accepted whose probability is at least l times that of the most likely token.
     """
     proposal = draft.proposal
+
+    def fixed(logits):
+        return accept(state, draft, logits) if lenience == 1 else _accept_lenient(state, draft, logits, lenience)
+
     if proposal is None:
-        return accept(state, draft, logits)
+        return fixed(logits)
 
     def sampled(logits):
         target = distribution(state.sampling, penalize(state, logits, draft.tokens, draft.tree))
         keys = state.keys(jnp.zeros(1, jnp.int32))[:, 0]
+        given = (target, keys, proposal)
         if draft.parent is None:
-            return accept_sampled(draft.tokens, draft.size, target, keys, proposal)
-        return accept_sampled_tree(draft.tokens, draft.size, draft.parent, target, keys, proposal)
+            drawn = accept_sampled(draft.tokens, draft.size, *given, lenience)
+        else:
+            drawn = accept_sampled_tree(draft.tokens, draft.size, draft.parent, *given, replaced, lenience)
+        if lenience == 1:
+            return drawn
+        cold = state.sampling.temperature == 0
 
-    return jax.lax.cond(jnp.all(state.sampling.temperature == 0), lambda x: accept(state, draft, x), sampled, logits)
+        def by_row(a, b):
+            return jnp.where(cold.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+        return jax.tree.map(by_row, fixed(logits), drawn)
+
+    return jax.lax.cond(jnp.all(state.sampling.temperature == 0), fixed, sampled, logits)
+
+
+def _accept_lenient(state: DecodeState, draft: Draft, logits: jax.Array, lenience: float) -> Accepted:
+    """`accept_close` under each row's own sampling."""
+    logits = penalize(state, logits, draft.tokens, draft.tree)
+    chosen = choose(state.sampling, logits, state.keys(draft.depth))
+    temperature = jnp.where(state.sampling.temperature == 0, 1.0, state.sampling.temperature)
+    scaled = logits / temperature[:, None, None]
+    found = accept_close(draft.tokens, draft.size, _parent_of(draft), chosen, scaled, lenience)
+    return found._replace(take=None) if draft.parent is None else found
+
+
+def _parent_of(draft: Draft) -> jax.Array:
+    """i32[B, T], of a chain too."""
+    if draft.parent is not None:
+        return draft.parent
+    return jnp.broadcast_to(jnp.arange(-1, draft.tokens.shape[1] - 1), draft.tokens.shape)
 
 
 def accept_one(state: DecodeState, draft: Draft, logits: jax.Array) -> tuple[Accepted, jax.Array]:
@@ -101,7 +129,7 @@ def accept_chain(draft: jax.Array, size: jax.Array, chosen: jax.Array) -> Accept
 
     draft i32[B, T], of which the first size[B] columns count; chosen i32[B, T]: what the target says behind each.
     """
-    return Accepted(chosen, 1 + _leading(draft[:, 1:] == chosen[:, :-1], size))
+    return Accepted(chosen, 1 + leading(draft[:, 1:] == chosen[:, :-1], size))
 
 
 def accept_tree(draft: jax.Array, size: jax.Array, parent: jax.Array, chosen: jax.Array) -> Accepted:
@@ -136,10 +164,7 @@ def accept_typical(state: DecodeState, draft: Draft, logits: jax.Array, epsilon:
     logits = penalize(state, logits, draft.tokens, draft.tree)
     chosen = choose(state.sampling, logits, state.keys(draft.depth))
     probs = distribution(state.sampling, logits)
-    parent = draft.parent
-    if parent is None:
-        parent = jnp.broadcast_to(jnp.arange(-1, draft.tokens.shape[1] - 1), draft.tokens.shape)
-    return accept_likely(draft.tokens, draft.size, parent, chosen, probs, epsilon, delta)
+    return accept_likely(draft.tokens, draft.size, _parent_of(draft), chosen, probs, epsilon, delta)
 
 
 def accept_likely(
@@ -159,97 +184,26 @@ def accept_likely(
     threshold = jnp.minimum(epsilon, delta * jnp.exp(-entropy(probs)))
     above = jnp.maximum(parent, 0)
     rows = jnp.arange(len(draft))[:, None]
-    likely = probs[rows, above, draft] > threshold[rows, above]
-    take, n = _longest(likely, size, parent)
+    return _accept_those(probs[rows, above, draft] > threshold[rows, above], draft, size, parent, chosen)
+
+
+def accept_close(
+    draft: jax.Array, size: jax.Array, parent: jax.Array, chosen: jax.Array, logits: jax.Array, lenience: float
+) -> Accepted:
+    """p(guess) >= lenience * max(p), or the target chose it (Leviathan et al. 2023, appendix A.5, the argmax case).
+
+    As `accept_likely`, with logits float32[B, T, V] in place of probabilities.
+    """
+    above, rows = jnp.maximum(parent, 0), jnp.arange(len(draft))[:, None]
+    close = logits[rows, above, draft] >= (jnp.max(logits, axis=-1) + jnp.log(lenience))[rows, above]
+    return _accept_those(close | (draft == chosen[rows, above]), draft, size, parent, chosen)
+
+
+def _accept_those(
+    agrees: jax.Array, draft: jax.Array, size: jax.Array, parent: jax.Array, chosen: jax.Array
+) -> Accepted:
+    """The longest path of guesses that are agreed to, bool[B, T], and what the target chose behind it."""
+    take, n = _longest(agrees, size, parent)
     guesses = jnp.take_along_axis(draft, jnp.roll(take, -1, axis=1), axis=1)
-    last = chosen[rows, take]
+    last = jnp.take_along_axis(chosen, take, axis=1)
     return Accepted(jnp.where(jnp.arange(draft.shape[1]) == n[:, None] - 1, last, guesses), n, take)
-
-
-def accept_sampled(
-    draft: jax.Array, size: jax.Array, target: jax.Array, keys: jax.Array, proposal: jax.Array
-) -> Accepted:
-    """Speculative sampling: emitted tokens are distributed as the target's (Leviathan et al. 2023, Algorithm 1).
-
-    draft i32[B, T], of which the first size[B] columns count; target float32[B, T, V]: the distribution behind each
-    column; proposal float32[B, T, V]: what column t + 1 was drawn from; keys [B]. A guess x is accepted with
-    probability min(1, p(x) / q(x)); after a rejection the token comes from the residual, max(p - q, 0) renormalized.
-    """
-    batch, width, _ = target.shape
-    accept_key, draw_key = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    guess = draft[:, 1:, None]
-    p = jnp.take_along_axis(target[:, :-1], guess, axis=-1)[..., 0]
-    q = jnp.take_along_axis(proposal[:, :-1], guess, axis=-1)[..., 0]
-    u = jax.vmap(lambda key: jax.random.uniform(key, (width - 1,)))(accept_key)
-    accepted = _leading(u * q < p, size)
-
-    rows = jnp.arange(batch)
-    here = target[rows, accepted]
-    rejected = accepted < size - 1
-    last = draw(draw_key, residual(here, jnp.where(rejected[:, None], proposal[rows, accepted], 0.0)))
-
-    columns = jnp.arange(width)
-    shifted = jnp.concatenate([draft[:, 1:], draft[:, -1:]], axis=1)
-    return Accepted(jnp.where(columns == accepted[:, None], last[:, None], shifted), 1 + accepted)
-
-
-def accept_sampled_tree(
-    draft: jax.Array, size: jax.Array, parent: jax.Array, target: jax.Array, keys: jax.Array, proposal: jax.Array
-) -> Accepted:
-    """Recursive rejection sampling: emitted tokens are distributed as the target's (Jeon et al. 2024).
-
-    As `accept_sampled`, for a tree. The guesses below column t were drawn from proposal[:, t] one after the other
-    without replacement, in the order of their columns. Each is tested against what the rejections before it left of the
-    target, with what the draws before it left of the proposal (Sequoia, Chen et al. 2024, Algorithm 2).
-    """
-    batch, width, _ = target.shape
-    rows = jnp.arange(batch)
-    test_keys = jax.vmap(lambda key: jax.random.split(key, width + 1))(keys)
-
-    def visit(t, carry):
-        at, p, q, take, n = carry
-        token = draft[:, t]
-        is_child = (parent[:, t] == at) & (t < size)
-        u = jax.vmap(jax.random.uniform)(test_keys[:, t])
-        p_x, q_x = p[rows, token], q[rows, token]
-        accepted = is_child & (u * q_x < p_x)
-        rejected = is_child & ~accepted
-        left = residual(p, q)
-        without = q.at[rows, token].set(0.0)
-        without /= jnp.maximum(jnp.sum(without, axis=-1, keepdims=True), 1e-30)
-        p = jnp.where(accepted[:, None], target[:, t], jnp.where(rejected[:, None], left, p))
-        q = jnp.where(accepted[:, None], proposal[:, t], jnp.where(rejected[:, None], without, q))
-        take = take.at[rows, jnp.where(accepted, n, width)].set(t, mode="drop")
-        return jnp.where(accepted, t, at), p, q, take, n + accepted
-
-    start = (jnp.zeros(batch, jnp.int32), target[:, 0], proposal[:, 0])
-    counters = (jnp.zeros((batch, width), jnp.int32), jnp.ones(batch, jnp.int32))
-    _, p, _, take, n = jax.lax.fori_loop(1, width, visit, (*start, *counters))
-    last = draw(test_keys[:, width], p)
-    guesses = jnp.take_along_axis(draft, jnp.roll(take, -1, axis=1), axis=1)
-    return Accepted(jnp.where(jnp.arange(width) == n[:, None] - 1, last[:, None], guesses), n, take)
-
-
-def residual(p: jax.Array, q: jax.Array) -> jax.Array:
-    """max(p - q, 0) renormalized over the last axis; p where nothing is left of it, for then p = q up to rounding."""
-    left = jnp.maximum(p - q, 0.0)
-    total = jnp.sum(left, axis=-1, keepdims=True)
-    return jnp.where(total > 0, left / jnp.maximum(total, 1e-30), p)
-
-
-def draw(keys: jax.Array, probs: jax.Array) -> jax.Array:
-    """One token i32[...] from each of probs[..., V], with the keys [...], one random number each (inverse transform).
-
-    A token of probability 0 is never drawn, whatever the sums are rounded to.
-    """
-    u = jax.vmap(jax.random.uniform)(keys.reshape(-1)).reshape(keys.shape)
-    sums = jnp.cumsum(probs, axis=-1)
-    reached = (sums > u[..., None] * sums[..., -1:]) & (probs > 0)
-    last = probs.shape[-1] - 1 - jnp.argmax(probs[..., ::-1] > 0, axis=-1)
-    return jnp.where(jnp.any(reached, axis=-1), jnp.argmax(reached, axis=-1), last).astype(jnp.int32)
-
-
-def _leading(agrees: jax.Array, size: jax.Array) -> jax.Array:
-    """i32[B]: how many guesses are accepted before the first that is not, of the size[B] - 1 that count."""
-    counts = agrees & (jnp.arange(1, agrees.shape[1] + 1) < size[:, None])
-    return jnp.sum(jnp.cumprod(counts.astype(jnp.int32), axis=1), axis=1)

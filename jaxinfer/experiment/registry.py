@@ -41,7 +41,7 @@ def as_mapping(thing: Any, name: str | None = None) -> dict[str, Any]:
     """The inverse of the functions above: the fields of a dataclass, after its `name` if it has one."""
     names = {cls: name for name, cls in jaxinfer.METHODS.items()}
     fields = {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}
-    fields = {key: as_mapping(x, names[type(x)]) if type(x) in names else x for key, x in fields.items()}
+    fields = {key: as_mapping(x, names.get(type(x))) if dataclasses.is_dataclass(x) else x for key, x in fields.items()}
     return fields if name is None else {"name": name, **fields}
 
 

@@ -8,6 +8,7 @@ import pytest
 from jaxinfer import (
     Adaptive,
     Dense,
+    Dynamic,
     Eagle,
     InputError,
     LayerKind,
@@ -47,6 +48,7 @@ def random_heads(model, kind, count=3, seed=0, size=0.1):
         ("tiny_segments", "hydra", Medusa(paths=TREE), Dense()),
         ("tiny_gemma", "eagle", Eagle(), Dense()),
         ("tiny_segments", "eagle", Eagle(paths=TREE), Window()),
+        ("tiny_gemma", "eagle", Eagle(dynamic=Dynamic(width=8, depth=3, beam=3)), Window()),
     ],
     ids=str,
 )
@@ -112,6 +114,7 @@ def oracle(kind, rank):
         ("medusa", Medusa(paths=((0, 0), (1, 0), (1, 1, 1))), 1, 3),
         ("hydra", Medusa(paths=((0, 0), (1, 0), (1, 1, 1))), 1, 3),
         ("eagle", Eagle(paths=((0, 0, 0, 0),)), 0, 4),
+        ("eagle", Eagle(dynamic=Dynamic(width=12, depth=4, beam=2)), 0, 4),
     ],
     ids=str,
 )
@@ -255,6 +258,7 @@ def test_heads_that_do_not_fit(tiny_llama, counting):
         (tiny_llama, "heads/folder", Medusa(), "heads=str to be Heads"),
         (tiny_llama, other, Medusa(), "medusa or hydra heads, and these are eagle heads"),
         (tiny_llama, medusa, Eagle(), "eagle heads, and these are medusa heads"),
+        (tiny_llama, other, Eagle(dynamic=Dynamic(70, 2, 61)), "61 guesses below one token are more than the 60"),
         (tiny_llama, medusa, Medusa(), r"\(0, 0, 0\) is 3 deep, and there are 2 heads"),
         (counting, medusa, Medusa(), r"for random \(d_model 48.*this model is counting \(d_model 32"),
     ):

@@ -14,11 +14,19 @@ from scipy.stats import chi2
 
 from jaxinfer import Sampling
 from jaxinfer.decoding.sampling import SamplingState, distribution
-from jaxinfer.decoding.verify import accept_chain, accept_sampled, accept_sampled_tree, accept_tree, choose, draw
+from jaxinfer.decoding.verify import (
+    accept_chain,
+    accept_close,
+    accept_sampled,
+    accept_sampled_tree,
+    accept_tree,
+    choose,
+    draw,
+)
 
 SAMPLES = 120_000
 sampled, redraw = jax.jit(accept_sampled), jax.jit(draw)
-sampled_tree, chosen_by = jax.jit(accept_sampled_tree), jax.jit(choose)
+sampled_tree, chosen_by = jax.jit(accept_sampled_tree, static_argnums=6), jax.jit(choose)
 keys_of = jax.jit(lambda seed: jax.random.split(jax.random.key(seed), SAMPLES))
 
 
@@ -229,7 +237,7 @@ def test_a_tree_against_a_walk():
 class TreeTrial:
     """Three guesses for the first token and two below the second of them, drawn without replacement."""
 
-    def __init__(self, vocab, replace=False):
+    def __init__(self, vocab, replace=False, replaced=False):
         self.first, self.second = random_probs(1, vocab), random_probs(2, vocab, vocab)
         q_first, q_second = random_probs(9, vocab), random_probs(10, vocab, vocab)
         rng = np.random.default_rng(4)
@@ -248,7 +256,7 @@ class TreeTrial:
         proposal = q_second[self.draft].copy()
         proposal[:, 0] = q_first
         self.size = (np.arange(SAMPLES) % 6 + 1).astype(np.int32)
-        emit, n, take = sampled_tree(self.draft, self.size, parent, target, keys_of(0), proposal)
+        emit, n, take = sampled_tree(self.draft, self.size, parent, target, keys_of(0), proposal, replaced)
         self.emit, self.n, self.take = np.array(emit), np.array(n), np.array(take)
 
     def excesses(self):
@@ -271,3 +279,47 @@ def test_a_sampled_tree_emits_what_the_target_would():
 
 def test_the_statistic_notices_guesses_drawn_with_replacement():
     assert TreeTrial(8, replace=True).excesses()[0] > 2
+
+
+def test_siblings_drawn_with_replacement_have_a_rule_of_their_own():
+    assert max(TreeTrial(8, replace=True, replaced=True).excesses()) < 1
+
+
+@pytest.mark.parametrize("lenience", [0.3, 0.7])
+def test_lenience_accepts_as_if_less_had_been_drawn(lenience):
+    """P(accept) = sum of min(q, p / lenience); none comes more often than p / lenience (Leviathan et al., A.5)."""
+    p, q = random_probs(1, 8), random_probs(9, 8)
+    guesses = np.random.default_rng(0).choice(8, (SAMPLES, 2), p=q.astype(np.float64) / q.sum(dtype=np.float64))
+    target, proposal = (np.broadcast_to(x, (SAMPLES, 2, 8)) for x in (p, q))
+    parent, size = np.broadcast_to([-1, 0], (SAMPLES, 2)), np.full(SAMPLES, 2, np.int32)
+    chain = accept_sampled(guesses, size, target, keys_of(2), proposal, lenience)
+    tree = sampled_tree(guesses, size, parent, target, keys_of(2), proposal, False, lenience)
+    expected = np.minimum(q, p / lenience).sum()
+    assert expected > 1.05 * np.minimum(q, p).sum()
+    for found in (chain, tree):
+        assert abs(np.mean(np.asarray(found.n) == 2) - expected) < 5 * np.sqrt(expected * (1 - expected) / SAMPLES)
+        often = np.bincount(np.where(np.arange(2) == 0, found.emit, 0)[:, 0], minlength=8) / SAMPLES
+        assert (often < p / lenience + 0.01).all()
+        assert abs(often - p).max() > 0.02  # lossy
+
+
+def test_close_guesses_against_a_loop():
+    rng = np.random.default_rng(0)
+    batch, width, vocab, lenience = 200, 7, 5, 0.5
+    parent = np.array([[-1, *(rng.integers(0, t) for t in range(1, width))] for _ in range(batch)])
+    logits = rng.normal(size=(batch, width, vocab)).astype(np.float32)
+    draft, chosen = rng.integers(0, vocab, (batch, width)), logits.argmax(-1)
+    size = rng.integers(1, width + 1, batch)
+    emit, n, take = map(np.asarray, jax.jit(accept_close)(draft, size, parent, chosen, logits, lenience))
+    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    for row in range(batch):
+        ways = {0: [0]}
+        for t in range(1, size[row]):
+            above = parent[row, t]
+            p = probs[row, above]
+            if above in ways and p[draft[row, t]] >= lenience * p.max():
+                ways[t] = [*ways[above], t]
+        best = max(ways.values(), key=lambda way: (len(way), -way[-1]))
+        assert take[row, : n[row]].tolist() == best
+        assert emit[row, : n[row]].tolist() == [*draft[row, best[1:]], chosen[row, best[-1]]]
+    assert len(set(n.tolist())) >= 3
