@@ -14,6 +14,7 @@ import numpy as np
 from jaxinfer.cache import CachePolicy, Dense
 from jaxinfer.cache.store import STORE_AXES, Cache, Store
 from jaxinfer.config import ModelConfig
+from jaxinfer.decoding.constraint import Constraint, Masks
 from jaxinfer.decoding.method import Companion, Context, DecodeMethod, DecodeState
 from jaxinfer.decoding.sampling import Sampling, SamplingState
 from jaxinfer.engine import decode, features, prefill
@@ -165,6 +166,7 @@ class Generation:
         seeds: Sequence[int],
         stop: Sequence[int],
         logprobs: bool,
+        constraint: Constraint | Sequence[Constraint | None] | None = None,
     ):
         cfg = target.model.cfg
         sampling.check_width(method.width)
@@ -220,6 +222,7 @@ class Generation:
             runs=per_row(np.zeros((len(prompts), method.width + 1), np.int32)),
             proposed=per_row(zeros),
             accepted=per_row(zeros),
+            constraint=Masks.of(constraint, len(prompts), cfg.vocab_size, stop, target.place),
         )
         seen = {} if hidden is None else {"hidden": _joined(hidden, (*tokens.shape, cfg.d_model), target.model.dtype)}
         ctx = Context(target.params, {**extras, **seen}, target.model)

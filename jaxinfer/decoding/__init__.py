@@ -1,6 +1,7 @@
 """Decode methods, one file each, and the registry that configs resolve names in."""
 
 from jaxinfer.decoding.adaptive import Adaptive
+from jaxinfer.decoding.constraint import Constraint
 from jaxinfer.decoding.eagle import Eagle
 from jaxinfer.decoding.greedy import Greedy
 from jaxinfer.decoding.jacobi import Jacobi
@@ -36,6 +37,7 @@ __all__ = [
     "LLMA",
     "METHODS",
     "Adaptive",
+    "Constraint",
     "Context",
     "Datastore",
     "DecodeMethod",

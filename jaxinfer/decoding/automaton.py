@@ -1,0 +1,143 @@
+"""From a regular expression to a finite automaton over tokens (Willard & Louf 2023), on the host, before decoding.
+
+outlines-core compiles the expression to an automaton over bytes; running every token through it from every state gives
+the one over tokens. Tokens that lead alike from every state share a class, so that the table on the device is states x
+classes and not states x vocabulary.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxinfer.errors import InputError
+
+DEAD = -1  # where a byte or token leads that may not come
+
+
+class Automaton(NamedTuple):
+    """States from 0, the start; what a class of bytes or tokens leads to from each."""
+
+    next: np.ndarray  # i32[S, C]: DEAD where the class may not come
+    final: np.ndarray  # bool[S]: whether the text may end here
+
+
+def over_bytes(pattern: str, what: str) -> Automaton:
+    """The automaton of a regular expression over the 256 bytes, which the whole text has to match, in UTF-8.
+
+    Raises InputError, which names `what` the pattern is, if it cannot be compiled or matches no text, and where
+    outlines-core is not installed.
+    """
+    try:
+        from outlines_core import Index, Vocabulary
+    except ImportError:
+        raise InputError('outlines-core is needed for a constraint: pip install "jaxinfer[constrain]"') from None
+    end = 256
+    try:
+        index = Index(pattern, Vocabulary(end, {bytes([byte]): [byte] for byte in range(end)}))
+    except ValueError as error:
+        message = " ".join(str(error).split())
+        if "incompatible with the regex" in message:
+            raise InputError(f"{what}: matches no text, or has a branch that does not") from None
+        hint = "the syntax is Rust's, without look-around, references and word boundaries"
+        if "anchored" in message:
+            hint = "the whole text is matched anyway: leave out ^ and $"
+        raise InputError(f"{what}: {message}; {hint}") from None
+    transitions, start = index.get_transitions(), index.get_initial_state()
+    reached = {state for row in transitions.values() for state in row.values()}
+    number = {state: i for i, state in enumerate(sorted({*transitions, *reached}, key=lambda state: state != start))}
+    table = np.full((len(number), end), DEAD, np.int32)
+    for state, row in transitions.items():
+        for byte, after in row.items():
+            if byte != end:
+                table[number[state], byte] = number[after]
+    final = np.zeros(len(number), bool)
+    final[[number[state] for state in index.get_final_states()]] = True
+    return Automaton(table, final)
+
+
+def over_tokens(
+    automaton: Automaton, vocabulary: Sequence[bytes], strips_first_space: bool = False
+) -> tuple[Automaton, np.ndarray]:
+    """The automaton over tokens, of the states from which the text can be ended, and the class i32[V] of each token.
+
+    A token without text, such as a special one, never comes. strips_first_space: the text is what the tokens say
+    without a space at its very beginning. The result has no states if no text can be written with this vocabulary.
+    """
+    table = np.concatenate([automaton.next, np.full((1, 256), DEAD, np.int32)])  # the last row is that of DEAD
+    final, columns, column = automaton.final, *run(table, vocabulary)
+    columns = columns[:, :-1]
+    if strips_first_space:  # a first state that is left by the token less its space, and never comes again
+        firsts, first = run(table, [token.removeprefix(b" ") for token in vocabulary])
+        pairs, column = np.unique(np.stack([first, column]), axis=1, return_inverse=True)
+        columns = np.concatenate([firsts[pairs[0], :1], np.where(columns >= 0, columns + 1, DEAD)[pairs[1]]], axis=1)
+        columns[:, 0] = np.where(columns[:, 0] >= 0, columns[:, 0] + 1, DEAD)
+        final = np.concatenate([final[:1], final])
+    # Class 0 is that of what never comes.
+    columns = np.concatenate([np.full((1, len(final)), DEAD, np.int32), columns])
+    column = np.where(np.array([len(token) > 0 for token in vocabulary]), column.reshape(-1) + 1, 0)
+    table, final = _trim(Automaton(columns.T, final))
+    if not len(table):
+        return Automaton(table, final), np.zeros(len(vocabulary), np.int32)
+    classes, of = np.unique(table, axis=1, return_inverse=True)
+    never = of.reshape(-1)[0]
+    order = np.argsort(np.arange(classes.shape[1]) != never, kind="stable")
+    return Automaton(classes[:, order], final), np.argsort(order)[of.reshape(-1)[column]].astype(np.int32)
+
+
+def run(table: np.ndarray, tokens: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Run each token from each state of i32[S, 256], whose last row is DEAD: columns i32[E, S], and each token's, i32[V].
+
+    Byte by byte, for all tokens at once: what a beginning does to the states is one of few functions, and only those
+    that differ are carried on.
+    """
+    kinds, kind = np.unique(table, axis=1, return_inverse=True)  # of bytes
+    length = np.array([len(token) for token in tokens], np.int64)
+    kind = kind.reshape(-1)[np.frombuffer(b"".join(tokens), np.uint8)]
+    begin = np.cumsum(length) - length
+    here = np.arange(len(table), dtype=np.int32)[None]
+    here[0, -1] = DEAD
+    found, offset, at = [here], 0, np.zeros(len(tokens), np.int64)
+    live = np.flatnonzero(length > 0)
+    for place in range(int(length.max(initial=0))):
+        pairs, which = np.unique(
+            (at[live] - offset) * kinds.shape[1] + kind[begin[live] + place], return_inverse=True
+        )
+        grown = kinds[here[pairs // kinds.shape[1]], (pairs % kinds.shape[1])[:, None]]
+        offset += len(here)
+        here, again = np.unique(grown, axis=0, return_inverse=True)
+        found.append(here)
+        at[live] = offset + again.reshape(-1)[which]
+        goes_on = np.any(here >= 0, axis=1)[at[live] - offset]  # what is dead everywhere stays so
+        live = live[goes_on & (length[live] > place + 1)]
+    columns, same = np.unique(np.concatenate(found), axis=0, return_inverse=True)
+    return columns, same.reshape(-1)[at]
+
+
+def _trim(automaton: Automaton) -> Automaton:
+    """The states that are on a way from the start to an end, numbered anew; none if there is no such way."""
+    table, final = automaton
+    source = np.broadcast_to(np.arange(len(table))[:, None], table.shape)
+    edges = np.unique(np.stack([source[table >= 0], table[table >= 0]]), axis=1)
+    ends = _reached(zip(edges[1].tolist(), edges[0].tolist(), strict=True), np.flatnonzero(final).tolist())
+    starts = _reached(zip(*edges.tolist(), strict=True), [0])
+    kept = np.array(sorted(ends & starts), np.int64)
+    if 0 not in ends:
+        kept = kept[:0]
+    number = np.full(len(table) + 1, DEAD, np.int32)  # the last: of DEAD
+    number[kept] = np.arange(len(kept))
+    return Automaton(number[table[kept]], final[kept])
+
+
+def _reached(edges: Iterable[tuple[int, int]], first: list[int]) -> set[int]:
+    """All that can be reached along edges from the first few."""
+    behind = defaultdict(list)
+    for one, other in edges:
+        behind[one].append(other)
+    seen, todo = set(first), list(first)
+    while todo:
+        new = [state for state in behind[todo.pop()] if state not in seen]
+        seen.update(new)
+        todo.extend(new)
+    return seen
