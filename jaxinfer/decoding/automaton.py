@@ -74,16 +74,14 @@ def over_tokens(
         columns = np.concatenate([firsts[pairs[0], :1], np.where(columns >= 0, columns + 1, DEAD)[pairs[1]]], axis=1)
         columns[:, 0] = np.where(columns[:, 0] >= 0, columns[:, 0] + 1, DEAD)
         final = np.concatenate([final[:1], final])
-    # Class 0 is that of what never comes.
-    columns = np.concatenate([np.full((1, len(final)), DEAD, np.int32), columns])
+    never = np.full((1, len(final)), DEAD, np.int32)
+    columns = np.concatenate([never, columns])
     column = np.where(np.array([len(token) > 0 for token in vocabulary]), column.reshape(-1) + 1, 0)
     table, final = _trim(Automaton(columns.T, final))
     if not len(table):
         return Automaton(table, final), np.zeros(len(vocabulary), np.int32)
-    classes, of = np.unique(table, axis=1, return_inverse=True)
-    never = of.reshape(-1)[0]
-    order = np.argsort(np.arange(classes.shape[1]) != never, kind="stable")
-    return Automaton(classes[:, order], final), np.argsort(order)[of.reshape(-1)[column]].astype(np.int32)
+    classes, of = distinct(table.T)  # the first is that of what never comes
+    return Automaton(classes.T, final), of[column].astype(np.int32)
 
 
 def run(table: np.ndarray, tokens: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -92,27 +90,33 @@ def run(table: np.ndarray, tokens: Sequence[bytes]) -> tuple[np.ndarray, np.ndar
     Byte by byte, for all tokens at once: what a beginning does to the states is one of few functions, and only those
     that differ are carried on.
     """
-    kinds, kind = np.unique(table, axis=1, return_inverse=True)  # of bytes
+    kinds, kind = distinct(table.T)  # of bytes
     length = np.array([len(token) for token in tokens], np.int64)
-    kind = kind.reshape(-1)[np.frombuffer(b"".join(tokens), np.uint8)]
+    kind = kind[np.frombuffer(b"".join(tokens), np.uint8)]
     begin = np.cumsum(length) - length
     here = np.arange(len(table), dtype=np.int32)[None]
     here[0, -1] = DEAD
     found, offset, at = [here], 0, np.zeros(len(tokens), np.int64)
     live = np.flatnonzero(length > 0)
     for place in range(int(length.max(initial=0))):
-        pairs, which = np.unique(
-            (at[live] - offset) * kinds.shape[1] + kind[begin[live] + place], return_inverse=True
-        )
-        grown = kinds[here[pairs // kinds.shape[1]], (pairs % kinds.shape[1])[:, None]]
+        pairs, which = np.unique((at[live] - offset) * len(kinds) + kind[begin[live] + place], return_inverse=True)
+        grown = kinds[(pairs % len(kinds))[:, None], here[pairs // len(kinds)]]
         offset += len(here)
-        here, again = np.unique(grown, axis=0, return_inverse=True)
+        here, again = distinct(grown)
         found.append(here)
-        at[live] = offset + again.reshape(-1)[which]
+        at[live] = offset + again[which]
         goes_on = np.any(here >= 0, axis=1)[at[live] - offset]  # what is dead everywhere stays so
         live = live[goes_on & (length[live] > place + 1)]
-    columns, same = np.unique(np.concatenate(found), axis=0, return_inverse=True)
-    return columns, same.reshape(-1)[at]
+    columns, same = distinct(np.concatenate(found))
+    return columns, same[at]
+
+
+def distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that differ, in the order in which they first come, and which of them each is, i32[rows]."""
+    seen: dict[bytes, int] = {}
+    which = np.array([seen.setdefault(row.tobytes(), len(seen)) for row in rows], np.int64)
+    _, first = np.unique(which, return_index=True)
+    return rows[first], which
 
 
 def _trim(automaton: Automaton) -> Automaton:
