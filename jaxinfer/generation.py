@@ -16,7 +16,7 @@ from jaxinfer.cache.store import STORE_AXES, Cache, Store
 from jaxinfer.config import ModelConfig
 from jaxinfer.decoding.constraint import Constraint, Masks
 from jaxinfer.decoding.method import Companion, Context, DecodeMethod, DecodeState
-from jaxinfer.decoding.sampling import Sampling, SamplingState
+from jaxinfer.decoding.sampling import Sampling, SamplingState, bucket
 from jaxinfer.engine import decode, features, prefill
 from jaxinfer.errors import InputError
 from jaxinfer.model import Transformer
@@ -130,16 +130,11 @@ def _empty_cache(policy: CachePolicy, cfg: ModelConfig, batch: int, capacity: in
 def chunks(n: int) -> Iterator[int]:
     """Widths of the prefill calls for n tokens: powers of two, few calls, little padding."""
     while n > 0:
-        width = min(LARGEST_CHUNK, max(SMALLEST_CHUNK, power_of_two(n)))
+        width = min(LARGEST_CHUNK, bucket(n, SMALLEST_CHUNK))
         if width > 64 and n < 0.7 * width:
             width //= 2
         yield width
         n -= width
-
-
-def power_of_two(n: int) -> int:
-    """The smallest power of two that is at least n."""
-    return 1 << max(n - 1, 0).bit_length()
 
 
 def _joined(parts: list[jax.Array], shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
@@ -172,7 +167,7 @@ class Generation:
         sampling.check_width(method.width)
         lengths = np.array([len(p) for p in prompts], np.int32)
         ends = np.minimum(lengths + np.asarray(limits, np.int32), cfg.max_positions + 1).astype(np.int32)
-        buffer = max(SMALLEST_BUFFER, power_of_two(int(ends.max())))
+        buffer = bucket(int(ends.max()), SMALLEST_BUFFER)
         if policy.capacity is not None and ends.max() - 1 > policy.capacity:
             raise InputError(
                 f"policy capacity={policy.capacity} is too small: the longest prompt and its new tokens need "

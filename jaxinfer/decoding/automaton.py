@@ -85,8 +85,9 @@ def over_tokens(
 
 
 def run(table: np.ndarray, tokens: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Run each token from each state of i32[S, 256], whose last row is DEAD: columns i32[E, S], and each token's, i32[V].
+    """Run each token from each state of i32[S, 256], whose last row is DEAD.
 
+    What they do to the states, of which many do the same: columns i32[E, S], and which of them is each token's, i32[V].
     Byte by byte, for all tokens at once: what a beginning does to the states is one of few functions, and only those
     that differ are carried on.
     """

@@ -20,6 +20,7 @@ from jaxinfer.decoding import automaton
 from jaxinfer.decoding.automaton import DEAD
 from jaxinfer.decoding.json_schema import pattern_of, read_schema
 from jaxinfer.decoding.method import Draft, Verdict
+from jaxinfer.decoding.sampling import bucket
 from jaxinfer.errors import InputError
 
 LEAST_STATES, LEAST_CLASSES = 64, 64  # of padded tables: up to these, all constraints share a program
@@ -113,16 +114,18 @@ class Masks:
             raise InputError(f"constraint has {len(rows)} values for {batch} prompts: give one, or one a prompt")
         for one in rows:
             if one is not None and not isinstance(one, Constraint):
-                raise InputError(f"constraint={one!r} must be a jaxinfer.Constraint, such as Constraint.regex(model, ...)")
+                raise InputError(
+                    f"constraint={one!r} must be a jaxinfer.Constraint, such as Constraint.regex(model, ...)"
+                )
         different = list(dict.fromkeys(one or _FREE for one in rows))
         if different == [_FREE]:
             return None
         for one in different:
             if one is not _FREE and one.stop != tuple(stop):
                 raise InputError(f"{one.what}: it was made for a model with other stop tokens")
-        shapes = np.array([one.next.shape for one in different])
-        states, kinds = (_bucket(n, least) for n, least in zip(shapes.max(axis=0), (LEAST_STATES, LEAST_CLASSES)))
-        table = np.full((_bucket(len(different), 1), states, kinds), DEAD, np.int32)
+        states, kinds = (max(one.next.shape[axis] for one in different) for axis in (0, 1))
+        shape = (bucket(len(different)), bucket(states, LEAST_STATES), bucket(kinds, LEAST_CLASSES))
+        table = np.full(shape, DEAD, np.int32)
         classes = np.zeros((len(table), vocab_size), np.int32)
         for i, one in enumerate(different):
             table[i, : one.next.shape[0], : one.next.shape[1]] = one.next
@@ -138,14 +141,9 @@ class Masks:
 _FREE = Constraint("free", np.zeros((1, 1), np.int32), np.zeros(0, np.int32), ())
 
 
-def _bucket(n: int, least: int) -> int:
-    """The smallest power of two that holds n, and at least `least`."""
-    return max(least, 1 << max(int(n) - 1, 0).bit_length())
-
-
-def advance(masks: Masks | None, at: jax.Array | None, tokens: jax.Array) -> jax.Array | None:
+def advance(masks: Masks | None, at: jax.Array | None, tokens: jax.Array) -> Any:
     """The states i32[B, T] that tokens i32[B, T] lead to from states i32[B, T]; DEAD for what may not come."""
-    if masks is None:
+    if masks is None or at is None:
         return None
     which = masks.which[:, None]
     after = masks.next[which, jnp.maximum(at, 0), masks.classes[which, tokens]]
@@ -157,7 +155,7 @@ def mask(masks: Masks | None, at: jax.Array | None, logits: jax.Array) -> jax.Ar
 
     A DEAD state is behind a guess that cannot be accepted: it leaves the logits as they are.
     """
-    if masks is None:
+    if masks is None or at is None:
         return logits
     allowed = (masks.next[masks.which[:, None], jnp.maximum(at, 0)] >= 0) | (at < 0)[:, :, None]
     allowed = jnp.take_along_axis(allowed, masks.classes[masks.which][:, None], axis=2)
@@ -173,7 +171,7 @@ def follow(masks: Masks | None, draft: Draft) -> jax.Array | None:
     parent = jnp.arange(-1, width - 1) if draft.parent is None else draft.parent
     above, is_root = jnp.broadcast_to(jnp.maximum(parent, 0), (batch, width)), jnp.arange(width) == 0
 
-    def deeper(_, at):
+    def deeper(_, at: Any) -> Any:
         """Columns no deeper than the number of rounds are right."""
         return jnp.where(is_root, root, advance(masks, jnp.take_along_axis(at, above, axis=1), draft.tokens))
 
@@ -182,7 +180,7 @@ def follow(masks: Masks | None, draft: Draft) -> jax.Array | None:
 
 def behind(masks: Masks | None, at: jax.Array | None, verdict: Verdict) -> jax.Array | None:
     """i32[B]: the state behind what a verdict emits, from the states i32[B, T] behind the columns of its draft."""
-    if masks is None:
+    if masks is None or at is None:
         return None
     last = jnp.maximum(verdict.n - 1, 0)[:, None]
     column = last if verdict.take is None else jnp.take_along_axis(verdict.take, last, axis=1)
@@ -192,4 +190,4 @@ def behind(masks: Masks | None, at: jax.Array | None, verdict: Verdict) -> jax.A
 
 def moved(masks: Masks | None, at: jax.Array | None) -> Masks | None:
     """The masks with each row in the state i32[B]."""
-    return None if masks is None else dataclasses.replace(masks, at=at)
+    return None if masks is None or at is None else dataclasses.replace(masks, at=at)

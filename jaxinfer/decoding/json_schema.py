@@ -154,7 +154,10 @@ def _follow(ref: Any, root: dict, path: tuple[str, ...], what: str, refs: tuple[
 
 
 def _check_string(schema: dict[str, Any], where: str) -> None:
-    """Put the pattern of a string in brackets, or of its format. Raises InputError for one that writes what JSON has to escape."""
+    """Put the pattern of a string, or of its format, in brackets.
+
+    Raises InputError for one that writes what JSON has to escape.
+    """
     given = [key for key in ("pattern", "format", "minLength", "maxLength") if key in schema]
     if ("pattern" in given or "format" in given) and len(given) > 1:
         raise InputError(f"{where}: {given[0]} and {given[1]} cannot be kept to together")
@@ -175,7 +178,7 @@ def _check_string(schema: dict[str, Any], where: str) -> None:
     states = over_bytes(pattern, f"{where}: pattern {schema['pattern']!r}").next
     if (states[:, _ESCAPED] >= 0).any():
         raise InputError(
-            f"{where}: pattern {schema['pattern']!r} allows a quote, a backslash or a control character, which JSON has to "
-            "escape: say which characters may come, such as [a-z ]"
+            f"{where}: pattern {schema['pattern']!r} allows a quote, a backslash or a control character, which JSON "
+            "has to escape: say which characters may come, such as [a-z ]"
         )
     schema["pattern"] = f"^(?:{pattern})$"

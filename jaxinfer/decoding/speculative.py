@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.cache.store import Cache, rollback
-from jaxinfer.decoding.constraint import advance, mask
 from jaxinfer.decoding.checks import room_to_guess
+from jaxinfer.decoding.constraint import advance, mask
 from jaxinfer.decoding.method import Companion, Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.sampling import distribution
 from jaxinfer.decoding.verify import accept_drawn, draw
