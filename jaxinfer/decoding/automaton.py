@@ -14,6 +14,7 @@ import numpy as np
 from jaxinfer.errors import InputError
 
 DEAD = -1  # where a byte or token leads that may not come
+_END = "\U0010ffff"  # stands for the end of a text: no character, but UTF-8
 
 
 class Automaton(NamedTuple):
@@ -33,13 +34,19 @@ def over_bytes(pattern: str, what: str) -> Automaton:
         from outlines_core import Index, Vocabulary
     except ImportError:
         raise InputError('outlines-core is needed for a constraint: pip install "jaxinfer[constrain]"') from None
-    end = 256
+    eos = 256
+    letters = Vocabulary(eos, {bytes([byte]): [byte] for byte in range(eos)})
+    # An Index misses a token that goes on from where the text might end (outlines-core 0.2.14: "." behind "3" in
+    # "3.14"). With an end mark behind it a text is whole there and nowhere else.
+    marked = f"(?:{pattern}){_END}"
     try:
-        index = Index(pattern, Vocabulary(end, {bytes([byte]): [byte] for byte in range(end)}))
+        if marked.count(")") > 1:
+            _check_syntax(Index, Vocabulary(eos, {b"a": [0]}), pattern)  # brackets that only fit those around them
+        index = Index(marked, letters)
     except ValueError as error:
         message = " ".join(str(error).split())
         if "incompatible with the regex" in message:
-            raise InputError(f"{what}: matches no text, or has a branch that does not") from None
+            raise InputError(f"{what}: it, or a branch of it, matches no text; ^ and $ are to be left out") from None
         hint = "the syntax is Rust's, without look-around, references and word boundaries"
         if "anchored" in message:
             hint = "the whole text is matched anyway: leave out ^ and $"
@@ -47,14 +54,26 @@ def over_bytes(pattern: str, what: str) -> Automaton:
     transitions, start = index.get_transitions(), index.get_initial_state()
     reached = {state for row in transitions.values() for state in row.values()}
     number = {state: i for i, state in enumerate(sorted({*transitions, *reached}, key=lambda state: state != start))}
-    table = np.full((len(number), end), DEAD, np.int32)
+    table = np.full((len(number) + 1, eos), DEAD, np.int32)  # the last row is that of DEAD
     for state, row in transitions.items():
         for byte, after in row.items():
-            if byte != end:
+            if byte != eos:
                 table[number[state], byte] = number[after]
-    final = np.zeros(len(number), bool)
-    final[[number[state] for state in index.get_final_states()]] = True
-    return Automaton(table, final)
+    whole = np.zeros(len(table), bool)
+    whole[[number[state] for state in index.get_final_states()]] = True
+    behind = np.arange(len(table))
+    for byte in _END.encode():
+        behind = table[behind, byte]
+    return _trim(Automaton(table[:-1], whole[behind][:-1]))
+
+
+def _check_syntax(index, vocabulary, pattern: str) -> None:
+    """Raises ValueError for what is no pattern by itself."""
+    try:
+        index(pattern, vocabulary)
+    except ValueError as error:
+        if "incompatible with the regex" not in str(error):
+            raise
 
 
 def over_tokens(
