@@ -49,7 +49,7 @@ def baseline(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Mappi
 
 
 def baseline_key(row: Mapping[str, Any]) -> str:
-    """Rows of equal key have one baseline: the same policy and constraint, and the same penalties unless they sample."""
+    """Rows of equal key have one baseline: the same policy, constraint and, unless they sample, penalties."""
     key = [row["policy"], {} if is_sampled(row) else penalties(row), row.get("constraint")]
     return json.dumps(key, sort_keys=True)
 
