@@ -15,7 +15,7 @@ import numpy as np
 from jaxinfer import scoring
 from jaxinfer.cache import CachePolicy, Dense, Window
 from jaxinfer.config import ModelConfig
-from jaxinfer.decoding import DecodeMethod, Greedy, Sample, Sampling
+from jaxinfer.decoding import Constraint, DecodeMethod, Greedy, Sample, Sampling
 from jaxinfer.errors import InputError
 from jaxinfer.generation import Generation, Target
 from jaxinfer.layers.moe import RouterStats
@@ -99,6 +99,7 @@ class Model:
         seed: int | Sequence[int] = 0,
         stop: str | Sequence[str] = (),
         logprobs: bool = False,
+        constraint: Constraint | Sequence[Constraint | None] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Result:
         """Continue each prompt: a text, or a list of token ids.
@@ -106,12 +107,12 @@ class Model:
         method: default Greedy, or Sample if `sampling` is given. policy: default Window, which is exact, and Dense for
         a model without windows. A row draws from its own seed; an int means that row i draws from seed + i. A row ends
         behind max_new_tokens, at a stop token of the model, or before a stop string (a search: its best text is cut
-        there). `progress(done, total)` is called
+        there). constraint: what the new text has to be, for all rows or one a row. `progress(done, total)` is called
         now and then with the number of new tokens. Raises InputError for anything that cannot be done.
         """
         rows = [prompts] if isinstance(prompts, str) else list(prompts)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        generation = self._start(rows, max_new_tokens, method, policy, sampling, seed, logprobs)
+        generation = self._start(rows, max_new_tokens, method, policy, sampling, seed, logprobs, constraint)
         total = int(np.sum(np.broadcast_to(max_new_tokens, len(rows))))
 
         def between(generation: Generation) -> None:
@@ -137,7 +138,7 @@ class Model:
         """Continue one prompt, text piece by piece. Takes the options of `generate`."""
         self._need_tokenizer("stream")
         defaults: dict[str, Any] = {"max_new_tokens": 64, "method": None, "policy": None, "sampling": None}
-        defaults |= {"seed": 0, "logprobs": False}
+        defaults |= {"seed": 0, "logprobs": False, "constraint": None}
         unknown = set(options) - set(defaults)
         if unknown:
             raise InputError(f"stream has no option {sorted(unknown)[0]!r}: it takes {', '.join(defaults)}, stop")
@@ -175,7 +176,7 @@ class Model:
             raise InputError(f"{name} has {len(ids)} tokens, and the context of {self.name} is {limit} tokens")
         return ids
 
-    def _start(self, prompts, max_new_tokens, method, policy, sampling, seed, logprobs) -> Generation:
+    def _start(self, prompts, max_new_tokens, method, policy, sampling, seed, logprobs, constraint) -> Generation:
         if not prompts:
             raise InputError("no prompts: give at least one")
         ids = [self.encode(p, f"prompt {i}" if len(prompts) > 1 else "prompt") for i, p in enumerate(prompts)]
@@ -195,7 +196,8 @@ class Model:
             raise InputError(f"method {type(method).__name__} takes no sampling: use Sample, or leave sampling out")
         default = Sampling() if isinstance(method, Sample) else Sampling(temperature=0.0)
         stop = self.tokenizer.stop_ids if self.tokenizer else ()
-        return Generation(self.target, ids, limits, method, policy, sampling or default, seeds, stop, logprobs)
+        sampling = sampling or default
+        return Generation(self.target, ids, limits, method, policy, sampling, seeds, stop, logprobs, constraint)
 
     def default_policy(self, policy: CachePolicy | None = None) -> CachePolicy:
         """`policy`, or the exact one that suits the model: Window, and Dense where no layer has a window."""

@@ -50,6 +50,8 @@ Frequency = Annotated[float | None, typer.Option(help="The same, for each time t
 NoRepeatNgram = Annotated[int | None, typer.Option(help="Never emit so many tokens in a row twice; 0: off.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Stop after so many tokens.")]
 Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
+Regex = Annotated[str | None, typer.Option(help="The answer matches this regular expression, as a whole.")]
+JsonSchema = Annotated[str | None, typer.Option(help="The answer is JSON of the schema in this file.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Stop where this text appears; may be given several times.")]
 
 
@@ -87,6 +89,8 @@ def generate(
     max_new_tokens: MaxNewTokens = 128,
     seed: Seed = 0,
     stop: Stop = None,
+    regex: Regex = None,
+    json_schema: JsonSchema = None,
     stream: Annotated[bool, typer.Option(help="Print the text as it comes.")] = True,
 ) -> None:
     """Continue or answer TEXT. The answer goes to standard output, a line of figures to standard error."""
@@ -114,6 +118,7 @@ def generate(
     text = terminal.read_prompt(text)
     loaded = terminal.load_model(model, dtype, draft)
     prompt = terminal.encode_prompt(loaded, text, chat, system)
+    settings |= terminal.constraint(loaded, regex, json_schema)
     if stream:
         result = loaded.stream(prompt, **settings)
         terminal.write_pieces(result)

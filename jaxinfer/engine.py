@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.cache.store import Cache, reorder
+from jaxinfer.decoding.constraint import behind, follow, mask, moved
 from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Verdict
 from jaxinfer.decoding.sampling import observe
 from jaxinfer.model import Output, Transformer, forward, logits_of
@@ -52,7 +53,7 @@ def step(method: DecodeMethod, ctx: Context, state: DecodeState) -> DecodeState:
     """Propose, one forward of the target, verify, commit what was accepted."""
     with jax.named_scope("propose"):
         draft = method.propose(ctx, state)
-    output, verdict, logprobs = _judge(method, ctx, state, dataclasses.replace(draft, held=None))
+    output, verdict, logprobs, at = _judge(method, ctx, state, dataclasses.replace(draft, held=None))
     n, stopped = _cut(state, verdict.emit, verdict.n)
     with jax.named_scope("commit"):
         cache = state.cache.policy.commit(state.cache, output.fresh, verdict.take, n, output.stats)
@@ -79,6 +80,7 @@ def step(method: DecodeMethod, ctx: Context, state: DecodeState) -> DecodeState:
         runs=state.runs.at[rows[:, 0], n].add(alive),
         proposed=state.proposed + jnp.where(alive, draft.size - 1, 0),
         accepted=state.accepted + jnp.where(alive, jnp.maximum(n - 1, 0), 0),
+        constraint=moved(state.constraint, at),
     )
 
 
@@ -98,21 +100,23 @@ def _cut(state: DecodeState, emit: jax.Array, n: jax.Array) -> tuple[jax.Array, 
 
 def _judge(
     method: DecodeMethod, ctx: Context, state: DecodeState, draft: Draft
-) -> tuple[Output, Verdict, jax.Array | None]:
-    """One forward over a draft, the method's verdict, and log-probabilities of what it emits, if they are asked for.
+) -> tuple[Output, Verdict, jax.Array | None, jax.Array | None]:
+    """One forward over a draft, the method's verdict, log-probabilities of what it emits, if they are asked for, and
+    the states i32[B] of the constraints behind that, if there are any.
 
     A draft in which no row has a guess is scored as one token a row: a method that has nothing to say costs nothing.
     The cache is only read here: a branch that wrote to it would copy it.
     """
 
-    def score(draft: Draft) -> tuple[Output, Verdict, jax.Array | None]:
+    def score(draft: Draft) -> tuple[Output, Verdict, jax.Array | None, jax.Array | None]:
         positions = state.cache.length[:, None] + draft.depth
         options = {"tree": draft.tree, "decoding": True, "layers": getattr(method, "reads_layers", False)}
         output = forward(ctx.model, ctx.params, draft.tokens, positions, state.cache, **options)
         logits = logits_of(ctx.model, ctx.params, output.hidden)
         with jax.named_scope("verify"):
-            verdict = method.verify(ctx, state, draft, output, logits)
-        return output, verdict, _logprobs(state, verdict, logits)
+            at = follow(state.constraint, draft)
+            verdict = method.verify(ctx, state, draft, output, mask(state.constraint, at, logits))
+        return output, verdict, _logprobs(state, verdict, logits), behind(state.constraint, at, verdict)
 
     if draft.always or draft.tokens.shape[1] == 1:
         return score(draft)

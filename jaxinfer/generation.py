@@ -15,8 +15,9 @@ from jaxinfer import readout
 from jaxinfer.cache import CachePolicy, Dense
 from jaxinfer.cache.store import STORE_AXES, Cache, Store, gather
 from jaxinfer.config import ModelConfig
+from jaxinfer.decoding.constraint import Constraint, Masks
 from jaxinfer.decoding.method import Companion, Context, DecodeMethod, DecodeState
-from jaxinfer.decoding.sampling import Sampling, SamplingState
+from jaxinfer.decoding.sampling import Sampling, SamplingState, bucket
 from jaxinfer.engine import decode, features, prefill
 from jaxinfer.errors import InputError
 from jaxinfer.model import Transformer
@@ -109,16 +110,11 @@ def _repeated(cache: Cache, times: int) -> Cache:
 def chunks(n: int) -> Iterator[int]:
     """Widths of the prefill calls for n tokens: powers of two, few calls, little padding."""
     while n > 0:
-        width = min(LARGEST_CHUNK, max(SMALLEST_CHUNK, power_of_two(n)))
+        width = min(LARGEST_CHUNK, bucket(n, SMALLEST_CHUNK))
         if width > 64 and n < 0.7 * width:
             width //= 2
         yield width
         n -= width
-
-
-def power_of_two(n: int) -> int:
-    """The smallest power of two that is at least n."""
-    return 1 << max(n - 1, 0).bit_length()
 
 
 def _joined(parts: list[jax.Array], shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
@@ -145,12 +141,13 @@ class Generation:
         seeds: Sequence[int],
         stop: Sequence[int],
         logprobs: bool,
+        constraint: Constraint | Sequence[Constraint | None] | None = None,
     ):
         cfg = target.model.cfg
         sampling.check_width(method.width)
         lengths = np.array([len(p) for p in prompts], np.int32)
         ends = np.minimum(lengths + np.asarray(limits, np.int32), cfg.max_positions + 1).astype(np.int32)
-        buffer = max(SMALLEST_BUFFER, power_of_two(int(ends.max())))
+        buffer = bucket(int(ends.max()), SMALLEST_BUFFER)
         if policy.capacity is not None and ends.max() - 1 > policy.capacity:
             raise InputError(
                 f"policy capacity={policy.capacity} is too small: the longest prompt and its new tokens need "
@@ -179,8 +176,11 @@ class Generation:
         jax.block_until_ready((cache, extras))
         self._clock("prefill", start, compiling)
 
+        def place(x, *axes):
+            return target.place(np.repeat(x, self.copies, axis=0) if axes[0] == "batch" else x, *axes)
+
         def per_row(x):
-            return target.place(np.repeat(x, self.copies, axis=0), "batch", *(None,) * (x.ndim - 1))
+            return place(x, "batch", *(None,) * (x.ndim - 1))
 
         zeros = np.zeros(len(prompts), np.int32)
         state = DecodeState(
@@ -202,6 +202,7 @@ class Generation:
             runs=per_row(np.zeros((len(prompts), method.width + 1), np.int32)),
             proposed=per_row(zeros),
             accepted=per_row(zeros),
+            constraint=Masks.of(constraint, len(prompts), cfg.vocab_size, stop, place),
         )
         seen = {}
         if hidden is not None:

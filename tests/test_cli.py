@@ -124,6 +124,15 @@ def test_generate_passes_its_options_on(jaxinfer_):
     ]
 
 
+def test_a_constraint_is_made_for_the_model(jaxinfer_, monkeypatch):
+    model = Model()
+    monkeypatch.setattr(jaxinfer.Constraint, "regex", lambda given, pattern: (given, pattern), raising=False)
+    jaxinfer_("generate", "Hi", "--regex", "[0-9]+", model=model)
+    assert model.asked[0][1]["constraint"] == (model, "[0-9]+")
+    code, _, err = jaxinfer_("generate", "Hi", "--regex", "a", "--json-schema", "b", model=model)
+    assert (code, err) == (2, "error: --regex and --json-schema: give one of them\n")
+
+
 def test_sampling_options_ask_for_sampling_and_no_chat_for_plain_text(jaxinfer_):
     model = Model()
     given = "--temperature 0.5 --top-k 9 --no-repeat-ngram 3"

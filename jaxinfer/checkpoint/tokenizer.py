@@ -57,6 +57,11 @@ class Tokenizer:
         """How many tokens there are, added ones included. The model's embedding may have more rows."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
+    @cached_property
+    def vocabulary(self) -> list[bytes]:
+        """What each token adds to a text, by id: `token_bytes` of all of them."""
+        return [self.token_bytes(id) for id in range(self.vocab_size)]
+
     @property
     def has_chat(self) -> bool:
         """Whether there is a chat template."""

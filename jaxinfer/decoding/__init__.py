@@ -2,6 +2,7 @@
 
 from jaxinfer.decoding.adaptive import Adaptive
 from jaxinfer.decoding.beam import Beam
+from jaxinfer.decoding.constraint import Constraint
 from jaxinfer.decoding.contrastive import Contrastive
 from jaxinfer.decoding.dola import Dola
 from jaxinfer.decoding.eagle import Eagle
@@ -46,6 +47,7 @@ __all__ = [
     "METHODS",
     "Adaptive",
     "Beam",
+    "Constraint",
     "Context",
     "Contrastive",
     "Datastore",

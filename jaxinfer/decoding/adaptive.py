@@ -57,10 +57,6 @@ class Adaptive:
         return self.method.needs
 
     @property
-    def lossless(self) -> bool:
-        return getattr(self.method, "lossless", True)
-
-    @property
     def reads_prompt(self) -> bool:
         return getattr(self.method, "reads_prompt", False)
 

@@ -73,7 +73,8 @@ class Contrastive:
         likeness = jnp.einsum("bkd,bmd->bkm", hidden[:, 1:], past, precision="highest")
         seen = jnp.arange(past.shape[1]) < state.n[:, None]
         degeneration = jnp.max(jnp.where(seen[:, None], likeness, -jnp.inf), axis=2)
-        best = jnp.argmax((1 - self.alpha) * known.probs - self.alpha * degeneration, axis=1)
+        score = (1 - self.alpha) * known.probs - self.alpha * degeneration
+        best = jnp.argmax(jnp.where(known.probs > 0, score, -jnp.inf), axis=1)  # constraints may leave less than k
         column = jnp.where(known.ready, 1 + best, 0)
         probs, tokens = jax.lax.top_k(jax.nn.softmax(logits[rows, column]), self.k)
         return Verdict(

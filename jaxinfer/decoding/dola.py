@@ -91,5 +91,8 @@ def contrast(final: jax.Array, early: jax.Array, alpha: float) -> jax.Array:
 def divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     """The Jensen-Shannon divergence, in nats, of distributions given by their logarithms; over the last axis."""
     log_mean = jnp.logaddexp(log_p, log_q) - jnp.log(2.0)
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
-    return 0.5 * jnp.sum(p * (log_p - log_mean) + q * (log_q - log_mean), axis=-1)
+
+    def term(log: jax.Array) -> jax.Array:
+        return jnp.where(log > -jnp.inf, jnp.exp(log) * (log - log_mean), 0.0)
+
+    return 0.5 * jnp.sum(term(log_p) + term(log_q), axis=-1)

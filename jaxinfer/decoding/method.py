@@ -52,6 +52,7 @@ class DecodeState:
     runs: jax.Array  # i32[B, width + 1]: how many steps emitted so many tokens
     proposed: jax.Array  # i32[B]: draft tokens proposed
     accepted: jax.Array  # i32[B]: draft tokens accepted
+    constraint: Any = None  # Masks (`constraint`): which tokens may come, if not all may
 
     @property
     def pending(self) -> jax.Array:

@@ -41,7 +41,8 @@ def penalize(state: DecodeState, logits: jax.Array, draft: jax.Array, tree: jax.
 
 def _add_bias(settings: SamplingState, logits: jax.Array) -> jax.Array:
     rows = jnp.arange(logits.shape[0])[:, None]
-    return logits.at[rows, :, settings.bias_tokens].add(settings.bias_values[:, :, None], mode="drop")
+    biased = logits.at[rows, :, settings.bias_tokens].add(settings.bias_values[:, :, None], mode="drop")
+    return jnp.where(jnp.max(biased, axis=-1, keepdims=True) > -jnp.inf, biased, logits)
 
 
 def _penalize_seen(settings: SamplingState, logits: jax.Array, draft: jax.Array, tree: jax.Array | None) -> jax.Array:

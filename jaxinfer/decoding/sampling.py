@@ -193,19 +193,19 @@ def _padded(sampling: Sampling, batch: int, vocab_size: int) -> dict[str, np.nda
     for name, ids in (("logit_bias", [token for token, _ in bias]), ("bad_words", [x for word in words for x in word])):
         if max(ids, default=0) >= vocab_size:
             raise InputError(f"{name} holds token id {max(ids)}: ids go from 0 to {vocab_size - 1}")
-    biases = _bucket(len(bias), LEAST_BIASES)
+    biases = bucket(len(bias), LEAST_BIASES)
     tokens, values = np.full(biases, vocab_size, np.int32), np.zeros(biases, np.float32)
     tokens[: len(bias)] = [token for token, _ in bias]
     values[: len(bias)] = [value for _, value in bias]
-    longest = _bucket(max(map(len, words), default=0), LEAST_LENGTH)
-    padded = np.full((_bucket(len(words), LEAST_WORDS), longest), -1, np.int32)
+    longest = bucket(max(map(len, words), default=0), LEAST_LENGTH)
+    padded = np.full((bucket(len(words), LEAST_WORDS), longest), -1, np.int32)
     for row, word in enumerate(words):
         padded[row, : len(word)] = word
     arrays = {"bias_tokens": tokens, "bias_values": values, "bad_words": padded}
     return {name: np.broadcast_to(x, (batch, *x.shape)) for name, x in arrays.items()}
 
 
-def _bucket(n: int, least: int) -> int:
+def bucket(n: int, least: int = 1) -> int:
     """The smallest power of two that holds n, and at least `least`."""
     return max(least, 1 << max(n - 1, 0).bit_length())
 

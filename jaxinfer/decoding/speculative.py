@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxinfer.cache.store import Cache, rollback
 from jaxinfer.decoding.checks import check_draft, check_lenience, room_to_guess
+from jaxinfer.decoding.constraint import advance, mask
 from jaxinfer.decoding.method import Companion, Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.sampling import distribution
 from jaxinfer.decoding.verify import accept_drawn, draw
@@ -76,13 +77,15 @@ def guess(method: Speculative, draft: Companion, cache: Cache, logits: jax.Array
     reach = jnp.where(state.done, 0, jnp.minimum(state.aux, state.limit - state.n - 1))
     tokens = jnp.zeros((batch, method.width), jnp.int32).at[:, 0].set(state.pending)
     behind = None if state.sampling is None else jnp.zeros((batch, method.width, vocab))
+    at = None if state.constraint is None else state.constraint.at[:, None]
 
     def going(carry):
-        i, _, _, size, *_ = carry
+        i, _, _, _, size, *_ = carry
         return (i < method.width) & jnp.any((size == i) & (reach >= i))
 
     def one_more(carry):
-        i, cache, logits, size, tokens, behind = carry
+        i, cache, logits, at, size, tokens, behind = carry
+        logits = mask(state.constraint, at, logits[:, None])[:, 0]
         if behind is None:
             token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         else:
@@ -94,10 +97,11 @@ def guess(method: Speculative, draft: Companion, cache: Cache, logits: jax.Array
             goes_on &= jnp.max(jax.nn.softmax(logits, axis=-1), axis=-1) >= method.confidence
         size = jnp.where(goes_on, i + 1, size)
         cache, logits = read(draft, cache, token[:, None], (size == i + 1).astype(jnp.int32))
-        return i + 1, cache, logits, size, tokens.at[:, i].set(token), behind
+        at = advance(state.constraint, at, token[:, None])
+        return i + 1, cache, logits, at, size, tokens.at[:, i].set(token), behind
 
-    carry = (jnp.int32(1), cache, logits, jnp.ones_like(state.n), tokens, behind)
-    _, cache, _, size, tokens, behind = jax.lax.while_loop(going, one_more, carry)
+    carry = (jnp.int32(1), cache, logits, at, jnp.ones_like(state.n), tokens, behind)
+    _, cache, _, _, size, tokens, behind = jax.lax.while_loop(going, one_more, carry)
     return Draft(tokens, size, proposal=behind, held=cache)
 
 

@@ -49,8 +49,9 @@ def baseline(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Mappi
 
 
 def baseline_key(row: Mapping[str, Any]) -> str:
-    """Rows of equal key have the same greedy baseline: one policy, and one set of penalties unless they sample."""
-    return json.dumps([row["policy"], {} if is_sampled(row) else penalties(row)], sort_keys=True)
+    """Rows of equal key have one baseline: the same policy, constraint and, unless they sample, penalties."""
+    key = [row["policy"], {} if is_sampled(row) else penalties(row), row.get("constraint")]
+    return json.dumps(key, sort_keys=True)
 
 
 def is_baseline(row: Mapping[str, Any]) -> bool:

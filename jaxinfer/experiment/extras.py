@@ -1,4 +1,4 @@
-"""What methods use beside the model, as a config names it: `extras: {draft: {source: path/to/checkpoint}}`."""
+"""What is made of a config once its model is loaded: extras, `{draft: {source: path/to/checkpoint}}`; constraints."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 import jaxinfer
 from jaxinfer import heads
-from jaxinfer.experiment.schema import ExtraSpec
+from jaxinfer.experiment.schema import ConstraintSpec, ExtraSpec
 from jaxinfer.experiment.script import read_text
 from jaxinfer.transform import keep_layers
 
@@ -18,6 +18,15 @@ def attach(model: Any, source: str, extras: Mapping[str, ExtraSpec]) -> Any:
     """
     made = {name: KINDS[name](model, source, spec) for name, spec in extras.items()}
     return model.attach(**made) if made else model
+
+
+def constraint(model: Any, spec: ConstraintSpec) -> jaxinfer.Constraint:
+    """The constraint of a row, whichever of its fields is given. Raises InputError."""
+    if spec.regex is not None:
+        return jaxinfer.Constraint.regex(model, spec.regex)
+    if spec.json_schema is not None:
+        return jaxinfer.Constraint.json_schema(model, spec.json_schema)
+    return jaxinfer.Constraint.choice(model, spec.choice or ())
 
 
 def _draft(model: Any, source: str, spec: ExtraSpec) -> Any:

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jaxinfer.errors import InputError
-from jaxinfer.experiment import compare, registry, report, results
+from jaxinfer.experiment import compare, extras, registry, report, results
 from jaxinfer.experiment.merge import Origin
 from jaxinfer.experiment.prompts import Prompt
-from jaxinfer.experiment.schema import DecodingSpec, Experiment, ModelSpec, RowSpec
+from jaxinfer.experiment.schema import ConstraintSpec, DecodingSpec, Experiment, ModelSpec, RowSpec
 from jaxinfer.transform import extend_context
 
 
@@ -35,11 +35,14 @@ def run(
     `model` is `config.model.source` as it was loaded: its context is extended here if the config says so. Returns the
     folder. After each row the row, table.md and report.html are on disk, so an interruption (raised as Interrupted)
     costs the row under way and no more. Raises InputError, before anything is written, for a prompt that does not fit
-    the model, and for a context that cannot be extended.
+    the model, a context that cannot be extended, and a constraint that cannot be kept to.
     """
     model = extended(model, config.model)
     tokens = encode(model, prompts, config)
     rows = plan(config)
+    for row in config.rows:
+        if row.constraint:
+            extras.constraint(model, row.constraint)  # an error in one is told before the others are measured
     folder = resume or results.new_run(config)
     done = results.read_rows(folder)
     report.write(folder, config, done)
@@ -114,7 +117,8 @@ def plan(config: Experiment) -> list[RowSpec]:
         if not compare.is_sampled(row) and (penalties := compare.penalties(row)):
             method, sampling = {"name": "sample"}, {"temperature": 0.0, **penalties}
         name = f"{compare.REFERENCE} {len(references) + 1}" if references else compare.REFERENCE
-        references.append(RowSpec(name, method, row["policy"], sampling))
+        constraint = row["constraint"] and ConstraintSpec(**row["constraint"])
+        references.append(RowSpec(name, method, row["policy"], sampling, constraint))
     return [*references, *config.rows]
 
 
@@ -141,6 +145,10 @@ def measure(
     and a prompt keeps its seed however the prompts are batched. `tick` is called after each batch.
     """
 
+    constraint = (
+        {"constraint": extras.constraint(model, row.constraint)} if row.constraint else {}
+    )  # the baseline's too
+
     def one_pass(row: RowSpec) -> list:
         origin = Origin("row")
         options = {
@@ -152,7 +160,7 @@ def measure(
         outputs = []
         for batch in _batches(tokens, decoding.batch):
             seeds = [decoding.seed + index for index in batch]
-            outputs.append(model.generate([tokens[index] for index in batch], seed=seeds, **options))
+            outputs.append(model.generate([tokens[index] for index in batch], seed=seeds, **options, **constraint))
             tick()
         return outputs
 

@@ -94,6 +94,17 @@ class DecodingSpec:
 
 
 @dataclass(frozen=True)
+class ConstraintSpec:
+    """What new texts have to be, as `jaxinfer.Constraint` has it; json_schema is the path of a file."""
+
+    regex: str | None = None
+    json_schema: str | None = None
+    choice: tuple[str, ...] | None = None
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+
+@dataclass(frozen=True)
 class RowSpec:
     """One row of the table. The mappings name a method, a cache policy and sampling parameters; see `registry`."""
 
@@ -101,6 +112,7 @@ class RowSpec:
     method: dict[str, Any]
     policy: dict[str, Any] | None = None  # null: the exact one that suits the model, as in `generate`
     sampling: dict[str, Any] | None = None
+    constraint: ConstraintSpec | None = None
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
@@ -237,6 +249,10 @@ def _fill(row: RowSpec, path: Keys, origin: Origin, extras: Collection[str]) -> 
     for name in method.needs:
         if name not in extras:
             raise origin.error((*path, "method"), f"{row.method['name']} needs {name}: write 'extras: {{{name}: ...}}'")
+    if row.constraint and sum(x is not None for x in vars(row.constraint).values()) != 1:
+        raise origin.error(
+            (*path, "constraint"), "write one of regex, json_schema and choice, such as {regex: '[0-9]+'}"
+        )
     policy, sampling = row.policy, row.sampling
     if policy is not None:
         policy = registry.as_mapping(registry.policy(policy, (*path, "policy"), origin), policy["name"])

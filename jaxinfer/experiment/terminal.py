@@ -18,7 +18,7 @@ from jaxinfer.experiment import compare, extras, registry, results, table
 from jaxinfer.experiment.merge import Origin
 from jaxinfer.experiment.prompts import load_prompts
 from jaxinfer.experiment.runner import Interrupted, run
-from jaxinfer.experiment.schema import ExtraSpec, load_config
+from jaxinfer.experiment.schema import ConstraintSpec, ExtraSpec, load_config
 from jaxinfer.experiment.script import read_text
 
 CHAT_HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
@@ -55,6 +55,15 @@ def options(
         "policy": policy,
         "sampling": registry.sampling(sampling, (), Origin("sampling")) if sampling else None,
     }
+
+
+def constraint(model, regex: str | None, json_schema: str | None) -> dict[str, Any]:
+    """The option `constraint` of `generate`, where one of the two is given. Raises InputError."""
+    if regex is not None and json_schema is not None:
+        raise InputError("--regex and --json-schema: give one of them")
+    if regex is None and json_schema is None:
+        return {}
+    return {"constraint": extras.constraint(model, ConstraintSpec(regex, json_schema))}
 
 
 def read_prompt(text: str) -> str:

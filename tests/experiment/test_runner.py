@@ -105,6 +105,13 @@ def test_bans_and_biases_change_what_greedy_is_and_truncations_do_not(make):
     assert runner.baseline(plan[2], plan).name == "greedy"
 
 
+def test_a_constraint_changes_what_greedy_is(make):
+    plan = runner.plan(make("rows.2.constraint={regex: a+}", "rows.1.constraint={regex: b}"))
+    assert [row.name for row in plan[:2]] == ["greedy (reference)", "greedy (reference) 2"]
+    assert runner.baseline(plan[4], plan).constraint == plan[4].constraint
+    assert runner.baseline(plan[2], plan) is plan[2]
+
+
 def test_an_interruption_keeps_the_finished_rows_and_resuming_skips_them(make):
     config, model = make(), FakeModel(interrupt_at=8)  # six calls for greedy: within the second
     with pytest.raises(Interrupted) as stop:

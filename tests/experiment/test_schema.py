@@ -209,3 +209,11 @@ def test_an_error_in_the_file_is_not_blamed_on_an_override_elsewhere(config_file
 def test_without_pydantic_the_line_says_what_to_install(make, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydantic", None)
     assert "pip install pydantic" in error_of(make)
+
+
+def test_a_row_has_one_constraint(make):
+    assert make("rows.2.constraint={regex: '[0-9]+'}").rows[2].constraint.regex == "[0-9]+"
+    assert make("rows.2.constraint={choice: [a, b]}").rows[2].constraint.choice == ("a", "b")
+    for given in ("{}", "{regex: a, json_schema: b}"):
+        assert "write one of regex, json_schema and choice" in error_of(make, f"rows.2.constraint={given}")
+    assert "nearest: 'regex'" in error_of(make, "rows.2.constraint={regx: a}")
