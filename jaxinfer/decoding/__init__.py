@@ -13,6 +13,7 @@ from jaxinfer.decoding.recycling import Recycling
 from jaxinfer.decoding.retrieval import Datastore, Retrieval
 from jaxinfer.decoding.sample import Sample
 from jaxinfer.decoding.sampling import Sampling
+from jaxinfer.decoding.self_speculative import SelfSpeculative
 from jaxinfer.decoding.speculative import Speculative
 from jaxinfer.decoding.suffix import Suffix
 
@@ -27,6 +28,7 @@ METHODS: dict[str, type[DecodeMethod]] = {
     "lookahead": Lookahead,
     "recycling": Recycling,
     "speculative": Speculative,
+    "self_speculative": SelfSpeculative,
     "medusa": Medusa,
     "eagle": Eagle,
     "adaptive": Adaptive,
@@ -51,6 +53,7 @@ __all__ = [
     "Retrieval",
     "Sample",
     "Sampling",
+    "SelfSpeculative",
     "Speculative",
     "Suffix",
     "Verdict",

@@ -1,5 +1,6 @@
 """The contract of a decode method: propose a draft, verify it against one forward of the target."""
 
+import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -78,6 +79,8 @@ class Draft:
     size: jax.Array  # i32[B]: how many of the T columns count, from the first
     parent: jax.Array | None = None  # i32[B, T]: the column that each hangs below (`trees`); None: a chain
     proposal: jax.Array | None = None  # float32[B, T, V]: what the guesses below each column were drawn from, if drawn
+    drawn: jax.Array | None = None  # bool[B]: the rows whose guesses were drawn; None: all, if there is a proposal
+    source: Any = None  # bool[B], from `Fallback`: the rows whose guesses are its first method's, and what that one had
     held: Any = None  # the new `DecodeState.held`
     always: bool = struct.field(pytree_node=False, default=False)  # every step has guesses: no program for one without
 
@@ -94,7 +97,10 @@ class Draft:
     def first(self, columns: int) -> "Draft":
         """The draft without the columns behind the first few."""
         parent, proposal = (None if x is None else x[:, :columns] for x in (self.parent, self.proposal))
-        return Draft(self.tokens[:, :columns], jnp.minimum(self.size, columns), parent, proposal, self.held)
+        size = jnp.minimum(self.size, columns)
+        return dataclasses.replace(
+            self, tokens=self.tokens[:, :columns], size=size, parent=parent, proposal=proposal, always=False
+        )
 
 
 @struct.dataclass

@@ -27,7 +27,27 @@ class Accepted(NamedTuple):
 
 
 def accept(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
-    """Accept the guesses of a draft that is not random, under each row's own sampling; logits [B, T, V].
+    """Accept the guesses of a draft, under each row's own sampling; logits [B, T, V].
+
+    Rows whose guesses were drawn (`draft.proposal`) emit tokens with the target's distribution: `accept_drawn`. In the
+    others, and where every row is at temperature 0, the text is that of one token a step: `accept_guessed`.
+    """
+    if draft.proposal is None or state.sampling is None:
+        return accept_guessed(state, draft, logits)
+
+    def sampled(logits):
+        drawn = accept_drawn(state, draft, logits)
+        if draft.drawn is None:
+            return drawn
+        guessed = accept_guessed(state, draft, logits)
+        return jax.tree.map(lambda a, b: jnp.where(draft.drawn.reshape(-1, *(1,) * (a.ndim - 1)), a, b), drawn, guessed)
+
+    cold = jnp.all(state.sampling.temperature == 0)
+    return jax.lax.cond(cold, lambda x: accept_guessed(state, draft, x), sampled, logits)
+
+
+def accept_guessed(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
+    """Accept the guesses of a draft as if none were random.
 
     At every column the target says what follows: its most likely token, or one drawn with the key of that place. A
     guess is accepted if the target says the same. So the text is that of one token a step, sampled or not, whatever is
@@ -43,23 +63,14 @@ def accept(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
 
 
 def accept_drawn(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
-    """Accept the guesses of a draft that was drawn from draft.proposal, under each row's own sampling.
-
-    Emitted tokens have the target's distribution. Where every row is at temperature 0, or there is no proposal, this is
-    `accept`.
-    """
+    """Accept the guesses of a draft that was drawn from draft.proposal: emitted tokens have the target's distribution."""
     proposal = draft.proposal
-    if proposal is None:
-        return accept(state, draft, logits)
-
-    def sampled(logits):
-        target = distribution(state.sampling, penalize(state, logits, draft.tokens, draft.tree))
-        keys = state.keys(jnp.zeros(1, jnp.int32))[:, 0]
-        if draft.parent is None:
-            return accept_sampled(draft.tokens, draft.size, target, keys, proposal)
-        return accept_sampled_tree(draft.tokens, draft.size, draft.parent, target, keys, proposal)
-
-    return jax.lax.cond(jnp.all(state.sampling.temperature == 0), lambda x: accept(state, draft, x), sampled, logits)
+    assert proposal is not None
+    target = distribution(state.sampling, penalize(state, logits, draft.tokens, draft.tree))
+    keys = state.keys(jnp.zeros(1, jnp.int32))[:, 0]
+    if draft.parent is None:
+        return accept_sampled(draft.tokens, draft.size, target, keys, proposal)
+    return accept_sampled_tree(draft.tokens, draft.size, draft.parent, target, keys, proposal)
 
 
 def accept_one(state: DecodeState, draft: Draft, logits: jax.Array) -> tuple[Accepted, jax.Array]:

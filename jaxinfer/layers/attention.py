@@ -29,6 +29,7 @@ class Step:
     tree: jax.Array | None  # bool[B, T, T]: which fresh token sees which; None: each sees those before it, and itself
     cache: Cache
     extents: dict[str, jax.Array]  # i32[] for each store: slots in use
+    drafted: dict[str, Store] = struct.field(default_factory=dict)  # by layer kind: tokens ahead that may never be committed
     decoding: bool = struct.field(pytree_node=False, default=False)  # a step of the decode loop, not a prompt
 
     @classmethod
@@ -36,7 +37,7 @@ class Step:
         order = jnp.arange(tokens.shape[1])
         live = jnp.ones(tokens.shape, bool) if n is None else order < n[:, None]
         extents = {name: extent(store) for name, store in cache.stores.items() if isinstance(store, Store)}
-        return cls(tokens, positions, live, tree, cache, extents, decoding)
+        return cls(tokens, positions, live, tree, cache, extents, decoding=decoding)
 
 
 @struct.dataclass
@@ -82,7 +83,8 @@ class Attention(nn.Module):
         mask = visible(step.positions[:, :, None], step.positions[:, None, :]) & chain_or(step.tree, x.shape[1])
         store, extent = step.cache.stores[kind.name], step.extents[kind.name]
         scoring = Scoring(cfg.attention_softcap, _slopes(cfg), self._sinks(place))
-        out = attend(q, k, v, mask, store, place.slot, step.positions, extent, visible, policy.decode, scoring)
+        ahead = step.drafted.get(kind.name)
+        out = attend(q, k, v, mask, store, place.slot, step.positions, extent, visible, policy.decode, scoring, ahead)
         out = unfold_heads(out.astype(x.dtype), x.shape[1])
         outward = linear((d, n, h), ("embed", "heads", "head_dim"), n_in=2, bias=cfg.output_bias, name="o")
         return outward(out, place.layer), fresh
