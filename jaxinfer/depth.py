@@ -6,17 +6,19 @@ flow may stand between them. The layers are those of `jaxinfer.model`: nothing i
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
+from jaxinfer.cache import Dense
 from jaxinfer.cache.store import Cache, Store
 from jaxinfer.config import ModelConfig
 from jaxinfer.layers.attention import Place, Step
 from jaxinfer.layers.norm import Norm
-from jaxinfer.model import Block, Transformer, layer_places
+from jaxinfer.model import Block, Output, Transformer, by_kind, concat, layer_places, logits_of
 
 
 def embed(model: Transformer, params: Any, tokens: jax.Array, positions: jax.Array) -> jax.Array:
@@ -122,3 +124,87 @@ def put_drafted(
         return Store(k, v, store.pos.at[:, slot].set(positions[:, 0]))
 
     return {name: into(store, made.get(name, [])) for name, store in drafted.items()}
+
+
+def forward_until(
+    model: Transformer,
+    params: Any,
+    tokens: jax.Array,
+    positions: jax.Array,
+    cache: Cache,
+    leaves: Callable[[jax.Array, jax.Array], jax.Array],
+    may_exit: Sequence[bool],
+    skip: jax.Array,
+) -> Output:
+    """The network in a decode step over one token a row, which it may leave early; tokens, positions i32[B, 1].
+
+    leaves(before, behind) -> bool[B] sees the hidden states [B, 1, D] around each layer with may_exit[layer]. From there on a row keeps its state, and keys and values of the layers above are those of that state (CALM,
+    section 3.3). Once all rows have left, a layer computes its keys and values, and nothing else. skip bool[B]: rows
+    that have left from the start. `Output.layers` i32[B] counts the layers that each row went through.
+    """
+    cfg, step = model.cfg, Step.of(tokens, positions, None, None, cache, decoding=True)
+    x, numbers = embed(model, params, tokens, positions), iter(range(cfg.n_layers))
+    carry = (x, skip, jnp.zeros_like(skip, jnp.int32))
+    made: dict[str, list] = {kind.name: [] for kind in cfg.kinds}
+    for i, (segment, places) in enumerate(zip(cfg.segments, layer_places(cfg), strict=True)):
+        exits = [[may_exit[next(numbers)] for _ in segment.pattern] for _ in range(segment.repeats)]
+
+        def body(carry, part, i=i):
+            new = []
+            places, exits = part
+            for j, place in enumerate(places):
+                carry, fresh = _until(model, params, i, j, place, exits[j], step, leaves, carry)
+                new.append((fresh, None))
+            return carry, new
+
+        carry, new = jax.lax.scan(body, carry, (places, jnp.array(exits)))
+        for name, outputs in by_kind(segment, new).items():
+            made[name].append(outputs[0])
+    fresh = {name: jax.tree.map(lambda *parts: concat(parts), *outputs) for name, outputs in made.items()}
+    x, _, layers = carry
+    return Output(final_norm(model, params, x), fresh, layers=layers)
+
+
+def _until(model, params, i, j, place, may_exit, step, leaves, carry):
+    """One layer for those who have not left, and its keys and values for all."""
+
+    def whole(carry):
+        x, left, layers = carry
+        y, fresh = layer(model, params, i, j, x, place, step)
+        y = jnp.where(left[:, None, None], x, y)
+        leaving = jax.lax.cond(may_exit, leaves, lambda x, y: jnp.zeros_like(left), x, y)
+        return (y, left | leaving, layers + ~left), fresh
+
+    def keys_and_values(carry):
+        # What only the result of the layer would need is dead code.
+        return carry, layer(model, params, i, j, carry[0], place, step)[1]
+
+    return jax.lax.cond(jnp.all(carry[1]), keys_and_values, whole, carry)
+
+
+@partial(jax.jit, static_argnums=0)
+def most_likely(model: Transformer, params: Any, tokens: jax.Array, kept: jax.Array) -> jax.Array:
+    """tokens i32[B, T] -> i32[B, T]: what the network says behind each, with the layers kept bool[L] alone.
+
+    Which layers is not static: one program for all sets of them.
+    """
+    cfg, positions = model.cfg, jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    step = Step.of(tokens, positions, None, None, Dense().init(cfg, len(tokens), 1, model.dtype), decoding=False)
+    x, start = embed(model, params, tokens, positions), 0
+    for i, (segment, places) in enumerate(zip(cfg.segments, layer_places(cfg), strict=True)):
+        count = segment.repeats * len(segment.pattern)
+        gates = kept[start : start + count].reshape(segment.repeats, -1)
+
+        def body(x, part, i=i):
+            places, gates = part
+            for j, place in enumerate(places):
+
+                def run(x, i=i, j=j, place=place):
+                    return layer(model, params, i, j, x, place, step)[0]
+
+                x = jax.lax.cond(gates[j], run, lambda x: x, x)
+            return x, None
+
+        x, _ = jax.lax.scan(body, x, (places, gates))
+        start += count
+    return jnp.argmax(logits_of(model, params, final_norm(model, params, x)), axis=-1).astype(jnp.int32)

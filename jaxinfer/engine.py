@@ -97,8 +97,11 @@ def _judge(
     """
 
     def score(draft: Draft) -> tuple[Output, Verdict, jax.Array | None]:
-        positions = state.cache.length[:, None] + draft.depth
-        output = forward(ctx.model, ctx.params, draft.tokens, positions, state.cache, tree=draft.tree, decoding=True)
+        if hasattr(method, "forward"):
+            output = method.forward(ctx, state, draft)
+        else:
+            places = state.cache.length[:, None] + draft.depth
+            output = forward(ctx.model, ctx.params, draft.tokens, places, state.cache, tree=draft.tree, decoding=True)
         logits = logits_of(ctx.model, ctx.params, output.hidden)
         with jax.named_scope("verify"):
             verdict = method.verify(ctx, state, draft, output, logits)

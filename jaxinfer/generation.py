@@ -45,6 +45,7 @@ class Stats:
     cache_bytes: int  # the whole cache as allocated, and what the method keeps beside it
     temp_bytes: int  # scratch memory of the decode program
     step_bytes: int  # what one decode step has to read: weights, and on average the live part of the cache
+    figures: dict[str, list[int]] = field(default_factory=dict)  # what the method counts besides, a value for each row
 
     @property
     def tokens_per_step(self) -> float:
@@ -276,7 +277,8 @@ class Generation:
         return [row[a:b].tolist() for row, a, b in zip(values, self.lengths, ends, strict=True)]
 
     def stats(self) -> Stats:
-        state, ends = self.state, np.asarray(self.state.n)
+        state, ends, method = self.state, np.asarray(self.state.n), self.method
+        figures = method.figures(state.aux) if hasattr(method, "figures") else {}
         weights = _nbytes(self.target.params)
         looked_up = 0 if self.target.model.cfg.tie_embeddings else self.target.params["embed"]["embedding"].nbytes
         positions = [store.pos for store in state.cache.stores.values() if isinstance(store, Store)]
@@ -295,4 +297,5 @@ class Generation:
             cache_bytes=self.cache_bytes,
             temp_bytes=self.temp_bytes,
             step_bytes=int(weights - looked_up + _nbytes(state.cache) * (live / slots if slots else 1.0)),
+            figures={name: np.asarray(x).tolist() for name, x in figures.items()},
         )

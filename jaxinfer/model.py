@@ -36,6 +36,7 @@ class Output:
     fresh: dict[str, Any]  # by layer kind: (k, v) in storage format, leaves [L, B, K, T, ...]
     routing: dict[str, Any] = struct.field(default_factory=dict)  # by layer kind: RouterStats, leaves [L, ...]
     stats: Any = None  # what a policy wants to know of this step
+    layers: jax.Array | None = None  # i32[B]: how many layers the tokens of each row went through; None: all
 
 
 class Block(nn.Module):

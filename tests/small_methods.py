@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from jaxinfer import METHODS, Datastore, Jacobi, Lookahead, Recycling, Retrieval, Suffix, references
+from jaxinfer import METHODS, Cascade, Datastore, Jacobi, Lookahead, Lookup, Recycling, Retrieval, Suffix, references
 
 _SMALLER = {
     "suffix": Suffix(width=8, ngram=3, depth=4, matches=4),
@@ -13,9 +13,14 @@ _SMALLER = {
     "jacobi": Jacobi(width=5),
     "lookahead": Lookahead(window=3, ngram=3, guesses=3, buckets=64),
     "recycling": Recycling(width=8, successors=3),
+    "cascade": Cascade(width=5, inner=Lookup(width=3)),
 }
-SMALL = {name: _SMALLER.get(name) or method() for name, method in METHODS.items() if "heads" not in method().needs}
-"""An instance of every method, by its name in the registry; those with heads have tests of their own."""
+SMALL = {
+    name: _SMALLER.get(name) or method()
+    for name, method in METHODS.items()
+    if "heads" not in method().needs and getattr(method, "lossless", True)
+}
+"""An instance of every method, by its name in the registry; those with heads and lossy ones have tests of their own."""
 
 
 def equip(model, method, documents):

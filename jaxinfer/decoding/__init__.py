@@ -1,7 +1,10 @@
 """Decode methods, one file each, and the registry that configs resolve names in."""
 
 from jaxinfer.decoding.adaptive import Adaptive
+from jaxinfer.decoding.cascade import Cascade
 from jaxinfer.decoding.eagle import Eagle
+from jaxinfer.decoding.early_exit import EarlyExit
+from jaxinfer.decoding.fallback import Fallback
 from jaxinfer.decoding.greedy import Greedy
 from jaxinfer.decoding.jacobi import Jacobi
 from jaxinfer.decoding.llma import LLMA, references
@@ -29,21 +32,27 @@ METHODS: dict[str, type[DecodeMethod]] = {
     "recycling": Recycling,
     "speculative": Speculative,
     "self_speculative": SelfSpeculative,
+    "cascade": Cascade,
     "medusa": Medusa,
     "eagle": Eagle,
     "adaptive": Adaptive,
+    "fallback": Fallback,
+    "early_exit": EarlyExit,
 }
 
 __all__ = [
     "LLMA",
     "METHODS",
     "Adaptive",
+    "Cascade",
     "Context",
     "Datastore",
     "DecodeMethod",
     "DecodeState",
     "Draft",
     "Eagle",
+    "EarlyExit",
+    "Fallback",
     "Greedy",
     "Jacobi",
     "Lookahead",

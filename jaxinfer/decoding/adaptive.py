@@ -78,7 +78,7 @@ class Adaptive:
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
         verdict = self.method.verify(ctx, dataclasses.replace(state, aux=state.aux.aux), draft, output, logits)
-        switch, guessed, was_off = state.aux, draft.size > 1, state.aux.gain < self.break_even
+        switch, guessed, was_off = state.aux, (draft.size > 1) & ~state.done, state.aux.gain < self.break_even
         gain = FADING * switch.gain + (1 - FADING) * verdict.n
         # One good try switches a row on again.
         gain = jnp.where(was_off & (verdict.n > self.break_even), START * self.break_even, gain)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from jaxinfer.errors import InputError
 
 
@@ -35,3 +37,15 @@ def takes_trees(method: Any, model: Any) -> None:
                 "token to token: take a method that drafts chains, such as Lookup, Jacobi or LLMA"
             )
     fits(method, model)
+
+
+def classifier_of(model: Any) -> Any:
+    """The classifier of early exits, {"weight": [D], "bias": []}. Raises InputError if what is attached is none."""
+    found, width = model.extras["exit_classifier"], model.config.d_model
+    shapes = {name: np.shape(x) for name, x in found.items()} if isinstance(found, dict) else None
+    if shapes != {"weight": (width,), "bias": ()}:
+        raise InputError(
+            f"exit_classifier must be {{'weight': [{width}], 'bias': []}} for {model.name}, "
+            f"as analysis.exits.train_classifier gives it; got {shapes or type(found).__name__}"
+        )
+    return found

@@ -35,15 +35,7 @@ class Speculative:
         check_confidence(self)
 
     def check(self, model: Any, policy: Any) -> None:
-        draft = model.extras["draft"]
-        ours, theirs = model.config.vocab_size, draft.config.vocab_size
-        if ours != theirs:
-            raise InputError(
-                f"the draft model {draft.name} has a vocabulary of {theirs} tokens and {model.name} one of {ours}: "
-                "they must be the same"
-            )
-        if any(kind.mixer for kind in draft.config.kinds):
-            raise InputError(f"the draft model {draft.name} has recurrent layers: what they read cannot be taken back")
+        check_draft(model)
 
     def hold(self, ctx: Context, state: DecodeState) -> Cache:
         return ctx.extras["draft"].cache
@@ -54,7 +46,7 @@ class Speculative:
 
     def propose(self, ctx: Context, state: DecodeState) -> Draft:
         draft, reach = ctx.extras["draft"], allowed(state, state.aux)
-        cache, logits = catch_up(draft, rollback(state.held, state.n - 1), state, reach > 0)
+        cache, logits = catch_up(draft, rollback(state.held, state.n - 1), state.tokens, state.n, reach > 0)
         return guess(self, draft, cache, logits, state, reach)
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
@@ -69,6 +61,19 @@ class Speculative:
         return jnp.where(size > 1, jnp.clip(reach + change, 1, self.width - 1), reach)
 
 
+def check_draft(model: Any) -> None:
+    """Raises InputError unless the draft model speaks the target's tokens, and can take back what it has read."""
+    draft = model.extras["draft"]
+    ours, theirs = model.config.vocab_size, draft.config.vocab_size
+    if ours != theirs:
+        raise InputError(
+            f"the draft model {draft.name} has a vocabulary of {theirs} tokens and {model.name} one of {ours}: "
+            "they must be the same"
+        )
+    if any(kind.mixer for kind in draft.config.kinds):
+        raise InputError(f"the draft model {draft.name} has recurrent layers: what they read cannot be taken back")
+
+
 def check_confidence(method: Any) -> None:
     """Raises InputError unless `confidence` is a probability."""
     if not 0 <= method.confidence <= 1:
@@ -80,25 +85,28 @@ def allowed(state: DecodeState, most: jax.Array | int) -> jax.Array:
     return jnp.where(state.done, 0, jnp.minimum(most, state.limit - state.n - 1))
 
 
-def catch_up(draft: Companion, cache: Cache, state: DecodeState, wanted: jax.Array) -> tuple[Cache, jax.Array]:
-    """Read what the draft model has not, two tokens at a time: its cache, and the logits behind the newest token.
+def catch_up(
+    draft: Companion, cache: Cache, tokens: jax.Array, n: jax.Array, wanted: jax.Array
+) -> tuple[Cache, jax.Array]:
+    """Read what the draft model has not of the first n[B] of tokens i32[B, M], two at a time.
 
-    As a rule that is the newest token, and the guess before it if all were accepted: one forward. Rows that did not
-    draft in the last steps have more. None is read while no row of wanted bool[B] needs it.
+    Its cache, and the logits float32[B, V] behind the last token read. As a rule there are two tokens at most, the
+    newest, and the guess before it if all were accepted: one forward. Rows that did not draft in the last steps have
+    more. Nothing is read while no row of wanted bool[B] needs it.
     """
 
     def behind(carry):
         cache, _ = carry
-        return jnp.any(wanted & (cache.length < state.n))
+        return jnp.any(wanted & (cache.length < n))
 
     def read_two(carry):
         cache, logits = carry
-        n = jnp.clip(state.n - cache.length, 0, 2)
-        columns = jnp.minimum(cache.length[:, None] + jnp.arange(2), state.n[:, None] - 1)
-        cache, new = read(draft, cache, jnp.take_along_axis(state.tokens, columns, axis=1), n)
-        return cache, jnp.where((n > 0)[:, None], new, logits)
+        unread = jnp.clip(n - cache.length, 0, 2)
+        columns = jnp.minimum(cache.length[:, None] + jnp.arange(2), tokens.shape[1] - 1)
+        cache, new = read(draft, cache, jnp.take_along_axis(tokens, columns, axis=1), unread)
+        return cache, jnp.where((unread > 0)[:, None], new, logits)
 
-    logits = jnp.zeros((state.n.shape[0], draft.model.cfg.vocab_size))
+    logits = jnp.zeros((n.shape[0], draft.model.cfg.vocab_size))
     return jax.lax.while_loop(behind, read_two, (cache, logits))
 
 

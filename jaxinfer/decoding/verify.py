@@ -63,7 +63,7 @@ def accept_guessed(state: DecodeState, draft: Draft, logits: jax.Array) -> Accep
 
 
 def accept_drawn(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
-    """Accept the guesses of a draft that was drawn from draft.proposal: emitted tokens have the target's distribution."""
+    """Accept the guesses of a draft drawn from draft.proposal: emitted tokens have the target's distribution."""
     proposal = draft.proposal
     assert proposal is not None
     target = distribution(state.sampling, penalize(state, logits, draft.tokens, draft.tree))

@@ -29,7 +29,9 @@ class Step:
     tree: jax.Array | None  # bool[B, T, T]: which fresh token sees which; None: each sees those before it, and itself
     cache: Cache
     extents: dict[str, jax.Array]  # i32[] for each store: slots in use
-    drafted: dict[str, Store] = struct.field(default_factory=dict)  # by layer kind: tokens ahead that may never be committed
+    drafted: dict[str, Store] = struct.field(
+        default_factory=dict
+    )  # by layer kind: tokens ahead that may never be committed
     decoding: bool = struct.field(pytree_node=False, default=False)  # a step of the decode loop, not a prompt
 
     @classmethod
