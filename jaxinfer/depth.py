@@ -138,9 +138,10 @@ def forward_until(
 ) -> Output:
     """The network in a decode step over one token a row, which it may leave early; tokens, positions i32[B, 1].
 
-    leaves(before, behind) -> bool[B] sees the hidden states [B, 1, D] around each layer with may_exit[layer]. From there on a row keeps its state, and keys and values of the layers above are those of that state (CALM,
-    section 3.3). Once all rows have left, a layer computes its keys and values, and nothing else. skip bool[B]: rows
-    that have left from the start. `Output.layers` i32[B] counts the layers that each row went through.
+    leaves(before, behind) -> bool[B] sees the hidden states [B, 1, D] around each layer with may_exit[layer]. A row
+    that leaves keeps its state, and keys and values of the layers above are made of it (CALM, section 3.3). Once all
+    rows have left, a layer computes its keys and values, and nothing else. skip bool[B]: rows that have left from the
+    start. `Output.layers` i32[B] counts the layers that each row went through.
     """
     cfg, step = model.cfg, Step.of(tokens, positions, None, None, cache, decoding=True)
     x, numbers = embed(model, params, tokens, positions), iter(range(cfg.n_layers))
@@ -208,3 +209,28 @@ def most_likely(model: Transformer, params: Any, tokens: jax.Array, kept: jax.Ar
         x, _ = jax.lax.scan(body, x, (places, gates))
         start += count
     return jnp.argmax(logits_of(model, params, final_norm(model, params, x)), axis=-1).astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnums=0)
+def states(model: Transformer, params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """tokens i32[B, T] -> the hidden states behind every layer, [L, B, T, D], and what each would say, i32[L, B, T].
+
+    The final norm is behind each of them.
+    """
+    cfg, positions = model.cfg, jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    step = Step.of(tokens, positions, None, None, Dense().init(cfg, len(tokens), 1, model.dtype), decoding=False)
+    x, found = embed(model, params, tokens, positions), []
+    for i, (segment, places) in enumerate(zip(cfg.segments, layer_places(cfg), strict=True)):
+
+        def body(x, places, i=i):
+            behind = []
+            for j, place in enumerate(places):
+                x, _ = layer(model, params, i, j, x, place, step)
+                behind.append(x)
+            return x, jnp.stack(behind)
+
+        x, behind = jax.lax.scan(body, x, places)
+        found.append(behind.reshape(segment.repeats * len(segment.pattern), *x.shape))
+    hidden = final_norm(model, params, jnp.concatenate(found))
+    said = jax.lax.map(lambda h: jnp.argmax(logits_of(model, params, h), axis=-1).astype(jnp.int32), hidden)
+    return hidden, said

@@ -37,6 +37,8 @@ class Adaptive:
     def __post_init__(self):
         if isinstance(self.method, Adaptive):
             raise InputError("method must not be adaptive itself")
+        if hasattr(self.method, "forward"):
+            raise InputError(f"method: {type(self.method).__name__} makes no guesses that could be switched off")
         if not self.break_even >= 1:
             raise InputError(f"break_even={self.break_even} must be at least 1")
         if self.probe < 1:

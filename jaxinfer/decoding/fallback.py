@@ -18,9 +18,9 @@ from jaxinfer.model import Output
 class Fallback:
     """One method, and in rows and steps where it has no guess another. Lossless if both are.
 
-    A row takes the guesses of one of them in a step, a chain or a tree; rows need not agree. While the first has guesses
-    in every row the second is not run, if it stops for rows that are done, as `Speculative` does. Where the second
-    draws its guesses, a sampled text keeps its distribution; else it is the text of `Sample`.
+    A row takes the guesses of one of them in a step, a chain or a tree; rows need not agree. While the first has
+    guesses in every row the second is not run, if it stops for rows that are done, as `Speculative` does. Where the
+    second draws its guesses, a sampled text keeps its distribution; else it is the text of `Sample`.
     """
 
     first: DecodeMethod = field(default_factory=Lookup)

@@ -121,10 +121,11 @@ class DecodeMethod(Protocol):
     One that cannot run on every model or policy has a method `check(model, policy)` that raises InputError. One that
     holds something large has a method `hold(ctx, state)`, which gives the first `DecodeState.held`; `propose` gives the
     next ones. One with `reads_prompt: ClassVar[bool] = True` finds the prompt's hidden states [B, M, D] in
-    `ctx.extras["hidden"]` at `init`: those of all tokens but the last, zeros behind. One that scores drafts by less than
-    the whole network has a method `forward(ctx, state, draft) -> Output`. One that counts something of its own in `aux`
-    has a method `figures(aux)`, arrays [B] by name, for `Stats`. One whose text is not that of the model alone says
-    `lossless: ClassVar[bool] = False`.
+    `ctx.extras["hidden"]` at `init`: those of all tokens but the last, zeros behind. One that scores drafts by less
+    than the whole network has a method `forward(ctx, state, draft) -> Output`. One that counts something of its own in
+    `aux` has a method `figures(aux)`, arrays [B] by name, for `Stats`. One whose text is not that of the model alone
+    says `lossless: ClassVar[bool] = False`. What `verify` learns of guesses it
+    does not take from rows that are done: there they may be another method's (`Fallback`).
     """
 
     @property
