@@ -106,4 +106,4 @@ def train_classifier(model: "Model", tokens: Any, ridge: float = 1.0, rounds: in
         p = 1 / (1 + np.exp(-np.clip(x @ w, -30, 30)))
         gradient = x.T @ (p - y) + penalty @ w
         w = w - np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + penalty, gradient)
-    return {"weight": w[:-1].astype(np.float32), "bias": np.float32(w[-1])}
+    return {"weight": w[:-1].astype(np.float32), "bias": np.array(w[-1], np.float32)}

@@ -93,6 +93,7 @@ class EarlyExit:
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
         accepted, surprise = accept_one(state, draft, logits)
+        assert output.layers is not None
         layers = state.aux + jnp.where(state.done, 0, output.layers)
         return Verdict(*accepted, aux=layers, surprise=surprise)
 

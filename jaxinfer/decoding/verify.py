@@ -36,11 +36,11 @@ def accept(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
         return accept_guessed(state, draft, logits)
 
     def sampled(logits):
-        drawn = accept_drawn(state, draft, logits)
-        if draft.drawn is None:
+        drawn, rows = accept_drawn(state, draft, logits), draft.drawn
+        if rows is None:
             return drawn
         guessed = accept_guessed(state, draft, logits)
-        return jax.tree.map(lambda a, b: jnp.where(draft.drawn.reshape(-1, *(1,) * (a.ndim - 1)), a, b), drawn, guessed)
+        return jax.tree.map(lambda a, b: jnp.where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b), drawn, guessed)
 
     cold = jnp.all(state.sampling.temperature == 0)
     return jax.lax.cond(cold, lambda x: accept_guessed(state, draft, x), sampled, logits)
