@@ -142,6 +142,16 @@ def test_two_kinds_of_layers_in_two_segments(tiny_segments, ragged):
     assert result.tokens == whole.tokens
 
 
+def test_a_real_model(smollm2):
+    """The first new token follows a prompt that went through all layers: it is what layer 27 says, or the last one."""
+    prompt = smollm2.encode("Monday Tuesday Wednesday Thursday Friday Saturday Sunday Monday Tuesday")
+    result = smollm2.generate([prompt], max_new_tokens=24, method=EarlyExit(0.9, exits=(27,)))
+    assert 27 * 24 < result.stats.figures["layers"][0] < 30 * 24
+    _, said = states(smollm2.network, smollm2.target.params, np.array([prompt]))
+    assert result.tokens[0][0] in (said[26, 0, -1], said[29, 0, -1])
+    assert result.texts[0].startswith(" Wednesday Thursday Friday")
+
+
 def test_the_classifier_tells_right_from_wrong(model, classifier):
     text = np.random.default_rng(2).integers(0, 97, (4, 60))
     hidden, said = (np.asarray(x) for x in states(model.network, model.params, text))
