@@ -109,9 +109,12 @@ def _judge(
     """
 
     def score(draft: Draft) -> tuple[Output, Verdict, jax.Array | None, jax.Array | None]:
-        positions = state.cache.length[:, None] + draft.depth
-        options = {"tree": draft.tree, "decoding": True, "layers": getattr(method, "reads_layers", False)}
-        output = forward(ctx.model, ctx.params, draft.tokens, positions, state.cache, **options)
+        if hasattr(method, "forward"):
+            output = method.forward(ctx, state, draft)
+        else:
+            places = state.cache.length[:, None] + draft.depth
+            options = {"tree": draft.tree, "decoding": True, "layers": getattr(method, "reads_layers", False)}
+            output = forward(ctx.model, ctx.params, draft.tokens, places, state.cache, **options)
         logits = logits_of(ctx.model, ctx.params, output.hidden)
         with jax.named_scope("verify"):
             at = follow(state.constraint, draft)

@@ -268,7 +268,9 @@ class Generation:
         return readout.hypotheses(self.method, self.state, self.lengths)
 
     def stats(self) -> Stats:
-        state, (_, ends, _) = self.state, readout.best(self.method, self.state, self.lengths)
+        state, method = self.state, self.method
+        _, ends, _ = readout.best(method, state, self.lengths)
+        figures = method.figures(state.aux) if hasattr(method, "figures") else {}
         weights = _nbytes(self.target.params)
         looked_up = 0 if self.target.model.cfg.tie_embeddings else self.target.params["embed"]["embedding"].nbytes
         positions = [store.pos for store in state.cache.stores.values() if isinstance(store, Store)]
@@ -287,4 +289,5 @@ class Generation:
             cache_bytes=self.cache_bytes,
             temp_bytes=self.temp_bytes,
             step_bytes=int(weights - looked_up + _nbytes(state.cache) * (live / slots if slots else 1.0)),
+            figures={name: np.asarray(x).tolist() for name, x in figures.items()},
         )

@@ -37,6 +37,7 @@ class Output:
     routing: dict[str, Any] = struct.field(default_factory=dict)  # by layer kind: RouterStats, leaves [L, ...]
     stats: Any = None  # what a policy wants to know of this step
     layers: Any = None  # [L + 1, B, T, D], if asked for: the embedding, then what each layer leaves, without a norm
+    depth: jax.Array | None = None  # i32[B]: how many layers the tokens of each row went through; None: all
 
 
 class Block(nn.Module):

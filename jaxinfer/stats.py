@@ -1,6 +1,6 @@
 """What a generation did, and what it cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Stats:
     cache_bytes: int  # the whole cache as allocated, and what the method keeps beside it
     temp_bytes: int  # scratch memory of the decode program
     step_bytes: int  # what one decode step has to read: weights, and on average the live part of the cache
+    figures: dict[str, list[int]] = field(default_factory=dict)  # what the method counts besides, a value for each row
 
     @property
     def tokens_per_step(self) -> float:

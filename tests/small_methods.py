@@ -5,7 +5,19 @@ import dataclasses
 import jax
 import numpy as np
 
-from jaxinfer import METHODS, Datastore, Jacobi, Lookahead, Recycling, Retrieval, SpeculativeTree, Suffix, references
+from jaxinfer import (
+    METHODS,
+    Cascade,
+    Datastore,
+    Jacobi,
+    Lookahead,
+    Lookup,
+    Recycling,
+    Retrieval,
+    SpeculativeTree,
+    Suffix,
+    references,
+)
 
 _SMALLER = {
     "suffix": Suffix(width=8, ngram=3, depth=4, matches=4),
@@ -14,6 +26,7 @@ _SMALLER = {
     "lookahead": Lookahead(window=3, ngram=3, guesses=3, buckets=64),
     "recycling": Recycling(width=8, successors=3),
     "speculative_tree": SpeculativeTree(paths=((0, 0), (0, 1), (1, 0))),
+    "cascade": Cascade(width=5, inner=Lookup(width=3)),
 }
 SMALL = {
     name: _SMALLER.get(name) or method()
@@ -38,3 +51,19 @@ def blurred(model, by=0.1, seed=0):
     rng = np.random.default_rng(seed)
     noisy = jax.tree.map(lambda x: x + by * x.std() * rng.normal(size=x.shape).astype(x.dtype), model.params)
     return dataclasses.replace(model, params=noisy)
+
+
+def silenced(model, layers):
+    """The model with what these layers add to the residual at zero."""
+
+    def zero(path, leaf):
+        names = [entry.key for entry in path]
+        if not names[0].startswith("segment_") or names[-2] not in ("o", "down"):
+            return leaf
+        segment, j = int(names[0][8:]), int(names[1][6:])
+        before = sum(len(s.pattern) * s.repeats for s in model.config.segments[:segment])
+        period = len(model.config.segments[segment].pattern)
+        gone = [before + repeat * period + j in layers for repeat in range(leaf.shape[0])]
+        return leaf * (1 - np.array(gone, leaf.dtype)).reshape(-1, *(1,) * (leaf.ndim - 1))
+
+    return dataclasses.replace(model, params=jax.tree_util.tree_map_with_path(zero, model.params))

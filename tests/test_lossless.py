@@ -24,6 +24,7 @@ from jaxinfer import (
     Retrieval,
     Sampling,
     Segment,
+    SelfSpeculative,
     Speculative,
     Suffix,
     Window,
@@ -200,6 +201,7 @@ def test_real_models(real, greedy, rows, method, policy):
         Jacobi(),
         Lookahead(window=4, ngram=4, guesses=3),
         Recycling(width=16),
+        SelfSpeculative(3, skip=(16, 17, 18)),
     ],
     ids=str,
 )

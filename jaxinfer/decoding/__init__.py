@@ -2,10 +2,13 @@
 
 from jaxinfer.decoding.adaptive import Adaptive
 from jaxinfer.decoding.beam import Beam
+from jaxinfer.decoding.cascade import Cascade
 from jaxinfer.decoding.constraint import Constraint
 from jaxinfer.decoding.contrastive import Contrastive
 from jaxinfer.decoding.dola import Dola
 from jaxinfer.decoding.eagle import Eagle
+from jaxinfer.decoding.early_exit import EarlyExit
+from jaxinfer.decoding.fallback import Fallback
 from jaxinfer.decoding.greedy import Greedy
 from jaxinfer.decoding.growth import Dynamic
 from jaxinfer.decoding.jacobi import Jacobi
@@ -18,6 +21,7 @@ from jaxinfer.decoding.recycling import Recycling
 from jaxinfer.decoding.retrieval import Datastore, Retrieval
 from jaxinfer.decoding.sample import Sample
 from jaxinfer.decoding.sampling import Sampling
+from jaxinfer.decoding.self_speculative import SelfSpeculative
 from jaxinfer.decoding.speculative import Speculative
 from jaxinfer.decoding.speculative_tree import SpeculativeTree
 from jaxinfer.decoding.suffix import Suffix
@@ -34,9 +38,13 @@ METHODS: dict[str, type[DecodeMethod]] = {
     "recycling": Recycling,
     "speculative": Speculative,
     "speculative_tree": SpeculativeTree,
+    "self_speculative": SelfSpeculative,
+    "cascade": Cascade,
     "medusa": Medusa,
     "eagle": Eagle,
     "adaptive": Adaptive,
+    "fallback": Fallback,
+    "early_exit": EarlyExit,
     "beam": Beam,
     "contrastive": Contrastive,
     "dola": Dola,
@@ -47,6 +55,7 @@ __all__ = [
     "METHODS",
     "Adaptive",
     "Beam",
+    "Cascade",
     "Constraint",
     "Context",
     "Contrastive",
@@ -57,6 +66,8 @@ __all__ = [
     "Draft",
     "Dynamic",
     "Eagle",
+    "EarlyExit",
+    "Fallback",
     "Greedy",
     "Hypotheses",
     "Jacobi",
@@ -67,6 +78,7 @@ __all__ = [
     "Retrieval",
     "Sample",
     "Sampling",
+    "SelfSpeculative",
     "Speculative",
     "SpeculativeTree",
     "Suffix",

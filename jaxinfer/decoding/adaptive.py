@@ -37,8 +37,9 @@ class Adaptive:
     def __post_init__(self):
         if isinstance(self.method, Adaptive):
             raise InputError("method must not be adaptive itself")
-        if getattr(self.method, "rows_per_prompt", 1) > 1 or getattr(self.method, "reads_layers", False):
-            raise InputError(f"method must be one that guesses, not {type(self.method).__name__}")
+        makes_none = hasattr(self.method, "forward") or getattr(self.method, "reads_layers", False)
+        if makes_none or getattr(self.method, "rows_per_prompt", 1) > 1:
+            raise InputError(f"method: {type(self.method).__name__} makes no guesses that could be switched off")
         if not self.break_even >= 1:
             raise InputError(f"break_even={self.break_even} must be at least 1")
         if self.probe < 1:
@@ -84,7 +85,7 @@ class Adaptive:
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
         verdict = self.method.verify(ctx, dataclasses.replace(state, aux=state.aux.aux), draft, output, logits)
-        switch, guessed, was_off = state.aux, draft.size > 1, state.aux.gain < self.break_even
+        switch, guessed, was_off = state.aux, (draft.size > 1) & ~state.done, state.aux.gain < self.break_even
         gain = FADING * switch.gain + (1 - FADING) * verdict.n
         # One good try switches a row on again.
         gain = jnp.where(was_off & (verdict.n > self.break_even), START * self.break_even, gain)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from jaxinfer.errors import InputError
 
 
@@ -54,3 +56,21 @@ def check_lenience(method: Any) -> None:
     """Raises InputError unless 0 < `lenience` <= 1."""
     if not 0 < method.lenience <= 1:
         raise InputError(f"lenience={method.lenience} must be above 0 and at most 1, which is lossless")
+
+
+def check_confidence(method: Any) -> None:
+    """Raises InputError unless `confidence` is a probability."""
+    if not 0 <= method.confidence <= 1:
+        raise InputError(f"confidence={method.confidence} must be between 0 and 1")
+
+
+def classifier_of(model: Any) -> Any:
+    """The classifier of early exits, {"weight": [D], "bias": []}. Raises InputError if what is attached is none."""
+    found, width = model.extras["exit_classifier"], model.config.d_model
+    shapes = {name: np.shape(x) for name, x in found.items()} if isinstance(found, dict) else None
+    if shapes != {"weight": (width,), "bias": ()}:
+        raise InputError(
+            f"exit_classifier must be {{'weight': [{width}], 'bias': []}} for {model.name}, "
+            f"as analysis.exits.train_classifier gives it; got {shapes or type(found).__name__}"
+        )
+    return found

@@ -17,7 +17,7 @@ from jaxinfer.decoding.checks import check_lenience
 from jaxinfer.decoding.growth import Dynamic, Paths, check_branches, check_paths, grow, grow_dynamic, parents, width
 from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.trees import ancestors, from_paths
-from jaxinfer.decoding.verify import accept_drawn
+from jaxinfer.decoding.verify import accept
 from jaxinfer.heads import eagle
 from jaxinfer.heads.heads import Heads, check_fits, embed, scores, unembedding
 from jaxinfer.model import Output
@@ -40,7 +40,7 @@ class Eagle:
 
     paths: Paths = ((0, 0, 0),)  # one path of zeros is a chain; see `trees.from_paths`
     dynamic: Dynamic | None = None  # a tree that follows the layer's probabilities, in place of `paths`
-    lenience: float = 1.0  # below 1: accept more than the target would say, see `verify.accept_drawn`: lossy
+    lenience: float = 1.0  # below 1: accept more than the target would say, see `verify.accept`: lossy
 
     samples: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("heads",)
@@ -106,7 +106,7 @@ class Eagle:
         return Draft(tokens, size, parents(self.paths, len(tokens)), held=state.held)
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
-        accepted, hidden = accept_drawn(state, draft, logits, lenience=self.lenience), output.hidden.astype(jnp.float32)
+        accepted, hidden = accept(state, draft, logits, lenience=self.lenience), output.hidden.astype(jnp.float32)
         if accepted.take is not None:
             hidden = jnp.take_along_axis(hidden, accepted.take[:, :, None], axis=1)
         trail = _read(ctx.extras["heads"], state.aux, hidden, embed(ctx.params, accepted.emit), accepted.n)

@@ -45,7 +45,10 @@ class Jacobi:
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
         accepted = accept(state, draft, logits)
-        return Verdict(*accepted, aux=self._iterate(state.aux[1], accepted.emit, accepted.n))
+        guesses, left = self._iterate(state.aux[1], accepted.emit, accepted.n)
+        # In a row that is done for this method, the guesses were another's, or do not matter.
+        kept = jnp.where(state.done[:, None], state.aux[0], guesses), jnp.where(state.done, state.aux[1], left)
+        return Verdict(*accepted, aux=kept)
 
     def _iterate(self, left: jax.Array, chosen: jax.Array, n: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The next guesses: chosen i32[B, width], what the model said behind each column, from the n-th on."""

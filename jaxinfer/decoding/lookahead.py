@@ -81,10 +81,12 @@ class Lookahead:
         levels, places = self.ngram - 1, self.window
         last = jnp.argmax(logits[:, (levels - 1) * places : levels * places], axis=-1).astype(jnp.int32)
         window = jnp.concatenate([state.aux.window, last[:, None]], axis=1).at[:, 0, 0].set(state.pending)
-        pool = remember(state.aux.pool, jnp.swapaxes(window, 1, 2), jnp.full_like(state.n, places))
+        pool = remember(state.aux.pool, jnp.swapaxes(window, 1, 2), jnp.where(state.done, 0, places))
         if self.from_text:
             pool = remember(pool, *_new_ngrams(state, accepted.emit, accepted.n, self.ngram))
-        return Verdict(*accepted, aux=Trajectory(slide(window[:, 1:], accepted.n), pool))
+        # In a row that is done for this method, the guesses were another's, or do not matter.
+        window = jnp.where(state.done[:, None, None], state.aux.window, slide(window[:, 1:], accepted.n))
+        return Verdict(*accepted, aux=Trajectory(window, pool))
 
 
 def _parents(window: int, ngram: int, guesses: int) -> np.ndarray:

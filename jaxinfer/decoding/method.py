@@ -1,5 +1,6 @@
 """The contract of a decode method: propose a draft, verify it against one forward of the target."""
 
+import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -89,6 +90,8 @@ class Draft:
     size: jax.Array  # i32[B]: how many of the T columns count, from the first
     parent: jax.Array | None = None  # i32[B, T]: the column that each hangs below (`trees`); None: a chain
     proposal: jax.Array | None = None  # float32[B, T, V]: what the guesses below each column were drawn from, if drawn
+    drawn: jax.Array | None = None  # bool[B]: the rows whose guesses were drawn; None: all, if there is a proposal
+    source: Any = None  # bool[B], from `Fallback`: the rows whose guesses are its first method's, and what that one had
     held: Any = None  # the new `DecodeState.held`
     always: bool = struct.field(pytree_node=False, default=False)  # every step has guesses: no program for one without
 
@@ -105,7 +108,10 @@ class Draft:
     def first(self, columns: int) -> "Draft":
         """The draft without the columns behind the first few."""
         parent, proposal = (None if x is None else x[:, :columns] for x in (self.parent, self.proposal))
-        return Draft(self.tokens[:, :columns], jnp.minimum(self.size, columns), parent, proposal, self.held)
+        size = jnp.minimum(self.size, columns)
+        return dataclasses.replace(
+            self, tokens=self.tokens[:, :columns], size=size, parent=parent, proposal=proposal, always=False
+        )
 
 
 @struct.dataclass
@@ -129,11 +135,16 @@ class DecodeMethod(Protocol):
     holds something large has a method `hold(ctx, state)`, which gives the first `DecodeState.held`; `propose` gives the
     next ones. One with `reads_prompt: ClassVar[bool] = True` finds the prompt's hidden states [B, M, D] in
     `ctx.extras["hidden"]` at `init`: those of all tokens but the last, zeros behind. One with `reads_layers:
-    ClassVar[bool] = True` finds the hidden states between the layers in `output.layers`.
+    ClassVar[bool] = True` finds the hidden states between the layers in `output.layers`. One that scores drafts by less
+    than the whole network has a method `forward(ctx, state, draft) -> Output`. One that counts something of its own in
+    `aux` has a method `figures(aux)`, arrays [B] by name, for `Stats`.
 
     One with `rows_per_prompt` above 1 holds so many rows of the state for each prompt, one behind the other, which may
     go on from one another (`Verdict.rows`), and has a method `hypotheses(state)` that gives its texts at the end. One
     that may write another text than greedy decoding (or sampling) does has `lossless`, which is then False.
+
+    What `verify` learns of guesses it does not take from rows that are done: there they may be another method's
+    (`Fallback`).
     """
 
     @property

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.cache.store import Cache, rollback
-from jaxinfer.decoding.checks import check_draft, check_lenience, room_to_guess
+from jaxinfer.decoding.checks import check_confidence, check_draft, check_lenience, room_to_guess
 from jaxinfer.decoding.constraint import advance, mask
 from jaxinfer.decoding.method import Companion, Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.sampling import distribution
-from jaxinfer.decoding.verify import accept_drawn, draw
-from jaxinfer.errors import InputError
+from jaxinfer.decoding.verify import accept, draw
 from jaxinfer.model import Output, forward, logits_of
 
 DRAFTING = 1 << 30  # apart from the keys that the target draws with
@@ -27,7 +26,7 @@ class Speculative:
         "constant"  # heuristic: two guesses more after a full run, else one less
     )
     confidence: float = 0.0  # a row stops guessing where the draft model's likeliest token is less likely than this
-    lenience: float = 1.0  # below 1: accept more than the target would say, see `verify.accept_drawn`: lossy
+    lenience: float = 1.0  # below 1: accept more than the target would say, see `verify.accept`: lossy
 
     samples: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("draft",)
@@ -35,8 +34,7 @@ class Speculative:
     def __post_init__(self):
         room_to_guess(self)
         check_lenience(self)
-        if not 0 <= self.confidence <= 1:
-            raise InputError(f"confidence={self.confidence} must be between 0 and 1")
+        check_confidence(self)
 
     @property
     def lossless(self) -> bool:
@@ -53,16 +51,14 @@ class Speculative:
         return jnp.full_like(state.n, self.width - 1)
 
     def propose(self, ctx: Context, state: DecodeState) -> Draft:
-        # The draft model has not read the newest token, nor, if all its guesses were accepted, the last of them.
-        draft, cache = ctx.extras["draft"], rollback(state.held, state.n - 1)
-        columns = jnp.minimum(cache.length[:, None] + jnp.arange(2), state.n[:, None] - 1)
-        unread = jnp.take_along_axis(state.tokens, columns, axis=1)
-        cache, logits = read(draft, cache, unread, state.n - cache.length)
-        return guess(self, draft, cache, logits, state)
+        draft, reach = ctx.extras["draft"], allowed(state, state.aux)
+        cache, logits = catch_up(draft, rollback(state.held, state.n - 1), state.tokens, state.n, reach > 0)
+        return guess(self, draft, cache, logits, state, reach)
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
-        accepted = accept_drawn(state, draft, logits, lenience=self.lenience)
-        return Verdict(*accepted, aux=self._next_reach(state.aux, draft.size, accepted.n))
+        accepted = accept(state, draft, logits, lenience=self.lenience)
+        reach = self._next_reach(state.aux, draft.size, accepted.n)
+        return Verdict(*accepted, aux=jnp.where(state.done, state.aux, reach))
 
     def _next_reach(self, reach: jax.Array, size: jax.Array, n: jax.Array) -> jax.Array:
         if self.schedule == "constant":
@@ -71,10 +67,60 @@ class Speculative:
         return jnp.where(size > 1, jnp.clip(reach + change, 1, self.width - 1), reach)
 
 
-def guess(method: Speculative, draft: Companion, cache: Cache, logits: jax.Array, state: DecodeState) -> Draft:
+def allowed(state: DecodeState, most: jax.Array | int) -> jax.Array:
+    """i32[B]: how many guesses a row may make: at most `most`, none behind its limit, none where it is done."""
+    return jnp.where(state.done, 0, jnp.minimum(most, state.limit - state.n - 1))
+
+
+def catch_up(
+    draft: Companion, cache: Cache, tokens: jax.Array, n: jax.Array, wanted: jax.Array, width: int = 2
+) -> tuple[Cache, jax.Array]:
+    """Read what the draft model has not of the first n[B] of tokens i32[B, M], `width` at a time.
+
+    Its cache, and the logits float32[B, V] behind the last token read. Of a chain there are two tokens at most, the
+    newest, and the guess before it if all were accepted: one forward. Rows that did not draft in the last steps have
+    more. Nothing is read while no row of wanted bool[B] needs it.
+    """
+
+    def behind(carry):
+        cache, _ = carry
+        return jnp.any(wanted & (cache.length < n))
+
+    def read_some(carry):
+        cache, logits = carry
+        unread = jnp.clip(n - cache.length, 0, width)
+        columns = jnp.minimum(cache.length[:, None] + jnp.arange(width), tokens.shape[1] - 1)
+        cache, new = read(draft, cache, jnp.take_along_axis(tokens, columns, axis=1), unread)
+        return cache, jnp.where((unread > 0)[:, None], new, logits)
+
+    logits = jnp.zeros((n.shape[0], draft.model.cfg.vocab_size))
+    return jax.lax.while_loop(behind, read_some, (cache, logits))
+
+
+def pick(
+    method: Any, state: DecodeState, logits: jax.Array, i: jax.Array, behind: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    """The guess i32[B] for column i i32[] of a draft, from a draft's logits float32[B, V] behind the column before it.
+
+    behind float32[B, T, V]: what the guesses are drawn from, of which column i - 1 is set; None if nothing is drawn.
+    The third is bool[B]: whether the draft is as sure as `method.confidence` asks.
+    """
+    if behind is None:
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    else:
+        probs = distribution(state.sampling, logits[:, None])[:, 0]
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, DRAFTING))(state.keys(i[None])[:, 0])
+        behind, token = behind.at[:, i - 1].set(probs), draw(keys, probs)
+    if not method.confidence:
+        return token, behind, jnp.ones(token.shape, bool)
+    return token, behind, jnp.max(jax.nn.softmax(logits, axis=-1), axis=-1) >= method.confidence
+
+
+def guess(
+    method: Speculative, draft: Companion, cache: Cache, logits: jax.Array, state: DecodeState, reach: jax.Array
+) -> Draft:
     """Guess token by token, as long as any row goes on. logits float32[B, V]: those behind the newest token."""
     batch, vocab = logits.shape
-    reach = jnp.where(state.done, 0, jnp.minimum(state.aux, state.limit - state.n - 1))
     tokens = jnp.zeros((batch, method.width), jnp.int32).at[:, 0].set(state.pending)
     behind = None if state.sampling is None else jnp.zeros((batch, method.width, vocab))
     at = None if state.constraint is None else state.constraint.at[:, None]
@@ -86,16 +132,8 @@ def guess(method: Speculative, draft: Companion, cache: Cache, logits: jax.Array
     def one_more(carry):
         i, cache, logits, at, size, tokens, behind = carry
         logits = mask(state.constraint, at, logits[:, None])[:, 0]
-        if behind is None:
-            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        else:
-            probs = distribution(state.sampling, logits[:, None])[:, 0]
-            keys = jax.vmap(lambda key: jax.random.fold_in(key, DRAFTING))(state.keys(i[None])[:, 0])
-            behind, token = behind.at[:, i - 1].set(probs), draw(keys, probs)
-        goes_on = (size == i) & (reach >= i)
-        if method.confidence:
-            goes_on &= jnp.max(jax.nn.softmax(logits, axis=-1), axis=-1) >= method.confidence
-        size = jnp.where(goes_on, i + 1, size)
+        token, behind, sure = pick(method, state, logits, i, behind)
+        size = jnp.where((size == i) & (reach >= i) & sure, i + 1, size)
         cache, logits = read(draft, cache, token[:, None], (size == i + 1).astype(jnp.int32))
         at = advance(state.constraint, at, token[:, None])
         return i + 1, cache, logits, at, size, tokens.at[:, i].set(token), behind

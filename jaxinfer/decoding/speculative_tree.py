@@ -23,9 +23,9 @@ from jaxinfer.decoding.growth import (
 )
 from jaxinfer.decoding.method import Companion, Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.sampling import distribution
-from jaxinfer.decoding.speculative import DRAFTING, read
+from jaxinfer.decoding.speculative import DRAFTING, catch_up
 from jaxinfer.decoding.trees import ancestors, from_paths
-from jaxinfer.decoding.verify import accept_drawn, draw
+from jaxinfer.decoding.verify import accept, draw
 from jaxinfer.errors import InputError
 from jaxinfer.model import Output, forward, logits_of
 
@@ -40,7 +40,7 @@ class SpeculativeTree:
     paths: Paths = DEFAULT  # by the rank of each guess: `trees.from_paths`, `growth.expansion`
     dynamic: Dynamic | None = None  # a tree that follows the draft model's probabilities, in place of `paths`
     replace: bool = False  # sampled: siblings drawn with replacement, as SpecInfer does; else without
-    lenience: float = 1.0  # below 1: accept more than the target would say, see `verify.accept_drawn`: lossy
+    lenience: float = 1.0  # below 1: accept more than the target would say, see `verify.accept`: lossy
 
     samples: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("draft",)
@@ -81,9 +81,7 @@ class SpeculativeTree:
     def propose(self, ctx: Context, state: DecodeState) -> Draft:
         # The draft model reads what was accepted when it is text: its cache never holds a guess, so none is taken back.
         draft, cache = ctx.extras["draft"], state.held
-        columns = jnp.minimum(cache.length[:, None] + jnp.arange(self.depth + 1), state.n[:, None] - 1)
-        unread = jnp.take_along_axis(state.tokens, columns, axis=1)
-        cache, behind_root = read(draft, cache, unread, state.n - cache.length)
+        cache, behind_root = catch_up(draft, cache, state.tokens, state.n, ~state.done, self.depth + 1)
         size = jnp.where(state.done | (state.limit - state.n <= 1), 1, self.width)
         if self.dynamic:
             tokens, parent = grow_dynamic(
@@ -97,7 +95,7 @@ class SpeculativeTree:
         return Draft(tokens, size, parents(self.paths, len(tokens)), proposal, held=cache, always=True)
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
-        return Verdict(*accept_drawn(state, draft, logits, self.replace, self.lenience))
+        return Verdict(*accept(state, draft, logits, self.replace, self.lenience))
 
 
 def static_tree(

@@ -6,6 +6,8 @@ at column t speak about the token behind it. Accepting n columns emits n tokens:
 target itself gives.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -17,8 +19,43 @@ from jaxinfer.decoding.trees import ancestors
 from jaxinfer.decoding.truncation import entropy
 
 
-def accept(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
-    """Accept the guesses of a draft that is not random, under each row's own sampling; logits [B, T, V].
+def accept(
+    state: DecodeState, draft: Draft, logits: jax.Array, replaced: bool = False, lenience: float = 1.0
+) -> Accepted:
+    """Accept the guesses of a draft, under each row's own sampling; logits [B, T, V].
+
+    Rows whose guesses were drawn (`draft.proposal`) emit tokens with the target's distribution: `accept_drawn`. In the
+    others, and where every row is at temperature 0, the text is that of one token a step: `accept_guessed`. replaced:
+    see `accept_sampled_tree`.
+
+    lenience l below 1 is lossy (Leviathan et al. 2023, appendix A.5): a drawn guess x counts as drawn with probability
+    l q(x), so that none is emitted more than p(x) / l of the time; at temperature 0, and where guesses are not drawn, a
+    guess is accepted whose probability is at least l times that of the most likely token.
+    """
+
+    def fixed(logits):
+        given = accept_guessed if lenience == 1 else partial(_accept_lenient, lenience=lenience)
+        return given(state, draft, logits)
+
+    if draft.proposal is None or state.sampling is None:
+        return fixed(logits)
+    cold = state.sampling.temperature == 0
+
+    def sampled(logits):
+        accepted, rows = accept_drawn(state, draft, logits, replaced, lenience), draft.drawn
+        if lenience < 1:
+            rows = ~cold if rows is None else rows & ~cold
+        if rows is None:
+            return accepted
+        return jax.tree.map(
+            lambda a, b: jnp.where(rows.reshape(-1, *(1,) * (a.ndim - 1)), a, b), accepted, fixed(logits)
+        )
+
+    return jax.lax.cond(jnp.all(cold), fixed, sampled, logits)
+
+
+def accept_guessed(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
+    """Accept the guesses of a draft as if none were random.
 
     At every column the target says what follows: its most likely token, or one drawn with the key of that place. A
     guess is accepted if the target says the same. So the text is that of one token a step, sampled or not, whatever is
@@ -36,41 +73,16 @@ def accept(state: DecodeState, draft: Draft, logits: jax.Array) -> Accepted:
 def accept_drawn(
     state: DecodeState, draft: Draft, logits: jax.Array, replaced: bool = False, lenience: float = 1.0
 ) -> Accepted:
-    """Accept the guesses of a draft that was drawn from draft.proposal, under each row's own sampling.
+    """Accept the guesses of a draft drawn from draft.proposal: emitted tokens have the target's distribution.
 
-    Emitted tokens have the target's distribution. Where every row is at temperature 0, or there is no proposal, this is
-    `accept`. replaced: see `accept_sampled_tree`.
-
-    lenience l below 1 is lossy (Leviathan et al. 2023, appendix A.5): a drawn guess x counts as drawn with probability
-    l q(x), so that none is emitted more than p(x) / l of the time; at temperature 0, and where guesses are not drawn, a
-    guess is accepted whose probability is at least l times that of the most likely token.
+    replaced, lenience: see `accept`.
     """
-    proposal = draft.proposal
-
-    def fixed(logits):
-        return accept(state, draft, logits) if lenience == 1 else _accept_lenient(state, draft, logits, lenience)
-
-    if proposal is None:
-        return fixed(logits)
-
-    def sampled(logits):
-        target = distribution(state.sampling, penalize(state, logits, draft.tokens, draft.tree))
-        keys = state.keys(jnp.zeros(1, jnp.int32))[:, 0]
-        given = (target, keys, proposal)
-        if draft.parent is None:
-            drawn = accept_sampled(draft.tokens, draft.size, *given, lenience)
-        else:
-            drawn = accept_sampled_tree(draft.tokens, draft.size, draft.parent, *given, replaced, lenience)
-        if lenience == 1:
-            return drawn
-        cold = state.sampling.temperature == 0
-
-        def by_row(a, b):
-            return jnp.where(cold.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-
-        return jax.tree.map(by_row, fixed(logits), drawn)
-
-    return jax.lax.cond(jnp.all(state.sampling.temperature == 0), fixed, sampled, logits)
+    target = distribution(state.sampling, penalize(state, logits, draft.tokens, draft.tree))
+    keys = state.keys(jnp.zeros(1, jnp.int32))[:, 0]
+    given = (target, keys, draft.proposal)
+    if draft.parent is None:
+        return accept_sampled(draft.tokens, draft.size, *given, lenience)
+    return accept_sampled_tree(draft.tokens, draft.size, draft.parent, *given, replaced, lenience)
 
 
 def _accept_lenient(state: DecodeState, draft: Draft, logits: jax.Array, lenience: float) -> Accepted:

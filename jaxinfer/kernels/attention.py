@@ -74,14 +74,19 @@ def attend(
     visible: Visible,
     decode: Decode,
     scoring: Scoring = PLAIN,
+    ahead: Store | None = None,
 ) -> jax.Array:
     """Attention of q[B, K, R, H] over fresh k, v[B, K, T, H] and over one layer of the cache: float32[B, K, R, H].
 
-    mask: bool[B, T, T], which fresh token sees which, itself included, none a later one. The others as in
+    mask: bool[B, T, T], which fresh token sees which, itself included, none a later one. ahead: a small second store
+    with the tokens between the cache and the fresh ones, which are drafted and not committed. The others as in
     `fold_cached`.
     """
     running = fold_fresh(q, k, v, mask, q_pos, scoring)
     running = fold_cached(running, q, store, layer, q_pos, extent, visible, decode, scoring)
+    if ahead is not None:
+        slots = jnp.int32(ahead.pos.shape[1])
+        running = fold_cached(running, q, ahead, layer, q_pos, slots, visible, decode, scoring)
     if scoring.sinks is None:
         return running.out / running.total
     sinks = jnp.tile(scoring.sinks.reshape(q.shape[1], -1), (1, k.shape[2]))[None, :, :, None]  # [1, K, T*G, 1]
@@ -128,7 +133,7 @@ def fold_cached(
     read follow `extent`, not the capacity of the cache; the store is indexed, never sliced by layer: that would copy.
     """
     wide = q_pos.shape[1] >= QUERY_BLOCK // 2 and store.pos.shape[1] % WIDE_BLOCK == 0
-    size = WIDE_BLOCK if wide else BLOCK
+    size = min(WIDE_BLOCK if wide else BLOCK, store.pos.shape[1])
 
     def block(i, running):
         def read(stored):

@@ -30,6 +30,9 @@ class Step:
     tree: jax.Array | None  # bool[B, T, T]: which fresh token sees which; None: each sees those before it, and itself
     cache: Cache
     extents: dict[str, jax.Array]  # i32[] for each store: slots in use
+    drafted: dict[str, Store] = struct.field(
+        default_factory=dict
+    )  # by layer kind: tokens ahead that may never be committed
     decoding: bool = struct.field(pytree_node=False, default=False)  # a step of the decode loop, not a prompt
     layers: bool = struct.field(pytree_node=False, default=False)  # what each layer leaves is kept
 
@@ -48,7 +51,7 @@ class Step:
         live = jnp.ones(tokens.shape, bool) if n is None else order < n[:, None]
         length = positions + 1 if cache.prompt is None else jnp.maximum(positions + 1, cache.prompt[:, None])
         extents = {name: extent(store) for name, store in cache.stores.items() if isinstance(store, Store)}
-        return cls(tokens, positions, length, live, tree, cache, extents, decoding, layers)
+        return cls(tokens, positions, length, live, tree, cache, extents, decoding=decoding, layers=layers)
 
 
 @struct.dataclass
@@ -94,7 +97,8 @@ class Attention(nn.Module):
         mask = visible(step.positions[:, :, None], step.positions[:, None, :]) & chain_or(step.tree, x.shape[1])
         store, extent = step.cache.stores[kind.name], step.extents[kind.name]
         scoring = Scoring(cfg.attention_softcap, _slopes(cfg), self._sinks(place))
-        out = attend(q, k, v, mask, store, place.slot, step.positions, extent, visible, policy.decode, scoring)
+        ahead = step.drafted.get(kind.name)
+        out = attend(q, k, v, mask, store, place.slot, step.positions, extent, visible, policy.decode, scoring, ahead)
         out = unfold_heads(out.astype(x.dtype), x.shape[1])
         outward = linear((d, n, h), ("embed", "heads", "head_dim"), n_in=2, bias=cfg.output_bias, name="o")
         return outward(out, place.layer), fresh

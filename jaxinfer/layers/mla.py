@@ -65,7 +65,8 @@ class LatentAttention(nn.Module):
         mask = visible(step.positions[:, :, None], step.positions[:, None, :]) & chain_or(step.tree, x.shape[1])
         store, extent = step.cache.stores[kind.name], step.extents[kind.name]
         scoring = Scoring(cfg.attention_softcap, value_width=mla.kv_rank)
-        out = attend(q, k, v, mask, store, place.slot, step.positions, extent, visible, policy.decode, scoring)
+        ahead = step.drafted.get(kind.name)
+        out = attend(q, k, v, mask, store, place.slot, step.positions, extent, visible, policy.decode, scoring, ahead)
         out = unfold_heads(out, x.shape[1])
         v_up = self._expansion("v_up", mla.v_dim)
         out = with_layer(v_up, place.layer, lambda w: jnp.einsum("btnr,nhr->btnh", out, w)).astype(x.dtype)

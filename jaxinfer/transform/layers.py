@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.config import Segment
+from jaxinfer.depth import most_likely
 from jaxinfer.errors import InputError
+from jaxinfer.scoring import check_batch
 
 if TYPE_CHECKING:
     from jaxinfer.api import Model
@@ -55,10 +57,15 @@ def search_layers(
     n = model.config.n_layers
     if not 1 <= keep <= n:
         raise InputError(f"keep={keep} must be between 1 and {n}, the layers of {model.name}")
-    whole = np.asarray(jnp.argmax(model.logits(tokens), axis=-1))
+    text, places = check_batch(tokens), np.arange(n)
+
+    def said(layers: list[int]) -> np.ndarray:
+        return np.asarray(most_likely(model.network, model.target.params, text, np.isin(places, layers)))
+
+    whole = said(list(range(n)))
 
     def agreement(layers: list[int]) -> float:
-        return float(np.mean(np.asarray(jnp.argmax(keep_layers(model, layers).logits(tokens), axis=-1)) == whole))
+        return float(np.mean(said(layers) == whole))
 
     left, best = list(range(n)), 1.0
     while len(left) > keep:

@@ -9,7 +9,18 @@ import pytest
 from scipy.stats import chi2
 from small_methods import blurred
 
-from jaxinfer import Greedy, InputError, Model, Sample, Sampling, Speculative
+from jaxinfer import (
+    Cascade,
+    Fallback,
+    Greedy,
+    InputError,
+    Lookup,
+    Model,
+    Sample,
+    Sampling,
+    SelfSpeculative,
+    Speculative,
+)
 from jaxinfer.config import SSM, LayerKind, Segment
 from jaxinfer.decoding import speculative
 
@@ -75,20 +86,23 @@ def pair(tiny_llama):
     return Model.random(config, seed=3), Model.random(config, seed=4)
 
 
+PROMPT = [1, 5, 1]  # lookup has a guess
+
+
 def texts_of(target, method, sampling, rows=4096, calls=2):
     """How often each text of three tokens came, of rows * calls."""
     counts = np.zeros((VOCAB,) * 3)
     for call in range(calls):
         seeds = [call * rows + row for row in range(rows)]
-        tokens = target.generate([[1, 5]] * rows, max_new_tokens=3, method=method, sampling=sampling, seed=seeds).tokens
+        tokens = target.generate([PROMPT] * rows, max_new_tokens=3, method=method, sampling=sampling, seed=seeds).tokens
         np.add.at(counts, tuple(np.array(tokens).T), 1)
     return counts
 
 
 def exact(target, temperature, top_k):
     """The probability of each text of three tokens."""
-    texts = np.array([[1, 5, *tail] for tail in product(range(VOCAB), repeat=2)])
-    logits = np.asarray(target.logits(texts), np.float64)[:, 1:] / temperature
+    texts = np.array([[*PROMPT, *tail] for tail in product(range(VOCAB), repeat=2)])
+    logits = np.asarray(target.logits(texts), np.float64)[:, len(PROMPT) - 1 :] / temperature
     logits[logits < np.sort(logits, axis=-1)[..., -top_k, None]] = -np.inf
     probs = np.exp(logits - logits.max(-1, keepdims=True))
     probs = (probs / probs.sum(-1, keepdims=True)).reshape(VOCAB, VOCAB, 3, VOCAB)
@@ -112,6 +126,20 @@ def test_sampled_texts_are_distributed_as_the_target_says(pair, temperature, top
     probs = exact(target, temperature, top_k)
     assert excess(texts_of(target.attach(draft=draft), Speculative(3), sampling), probs) < 1
     assert excess(texts_of(target, Sample(), sampling, calls=1), probs) < 1
+
+
+@pytest.mark.parametrize(
+    "method",
+    [SelfSpeculative(3, exit=1), Fallback(Lookup(3, 1), Speculative(2)), Cascade(3, inner=Lookup(2, 1))],
+    ids=lambda method: type(method).__name__,
+)
+def test_other_drafts_keep_the_distribution_too(pair, method):
+    target, draft = pair
+    if isinstance(method, SelfSpeculative):
+        target = Model.random(target.config.replace(segments=(Segment((LayerKind(),), 2),)), seed=3)
+    sampling = Sampling(temperature=0.8)
+    counts = texts_of(target.attach(draft=draft), method, sampling)
+    assert excess(counts, exact(target, 0.8, VOCAB)) < 1
 
 
 def test_the_statistic_notices_a_proposal_that_is_not_what_was_drawn_from(pair, monkeypatch):

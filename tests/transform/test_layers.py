@@ -1,31 +1,13 @@
 """A model without some of its layers, against the whole one with layers that do nothing."""
 
-import dataclasses
-
-import jax
 import numpy as np
 import pytest
+from small_methods import silenced
 
 from jaxinfer import InputError
 from jaxinfer.transform import keep_layers, search_layers
 
 TEXT = np.random.default_rng(0).integers(0, 97, (2, 40))
-
-
-def silenced(model, layers):
-    """The model with what these layers add to the residual at zero."""
-
-    def zero(path, leaf):
-        names = [entry.key for entry in path]
-        if not names[0].startswith("segment_") or names[-2] not in ("o", "down"):
-            return leaf
-        segment, j = int(names[0][8:]), int(names[1][6:])
-        before = sum(len(s.pattern) * s.repeats for s in model.config.segments[:segment])
-        period = len(model.config.segments[segment].pattern)
-        gone = [before + repeat * period + j in layers for repeat in range(leaf.shape[0])]
-        return leaf * (1 - np.array(gone, leaf.dtype)).reshape(-1, *(1,) * (leaf.ndim - 1))
-
-    return dataclasses.replace(model, params=jax.tree_util.tree_map_with_path(zero, model.params))
 
 
 @pytest.mark.parametrize(
