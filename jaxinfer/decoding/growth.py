@@ -128,8 +128,10 @@ def grow_dynamic(
     rows = jnp.arange(batch)[:, None]
     tokens, parent = pending[:, None], jnp.full((batch, 1), -1, jnp.int32)  # of the nodes that are expanded
     found = jnp.full((batch, 1), -1, jnp.int32)  # which of all guesses each of them is
-    worth, guessed, above = jnp.zeros((batch, 1)), [], []
+    worth = jnp.zeros((batch, 1))
     values: list[jax.Array] = []
+    guessed: list[jax.Array] = []
+    above: list[jax.Array] = []
     newest = 1
     for _ in range(dynamic.depth):
         columns = np.arange(tokens.shape[1])[-newest:]

@@ -66,7 +66,9 @@ def likeliest_paths(rates: Rates, width: int) -> tuple[tuple[int, ...], ...]:
     finds by a dynamic programme over size and depth, and Medusa (Cai et al. 2024, section 2.3.3) by adding nodes.
     Fewer nodes, where there are no more.
     """
-    best = [(-_rate(rates, (0,)), (0,), 1.0)]  # with each path, how often what is above its end is right
+    best: list[tuple[float, tuple[int, ...], float]] = [
+        (-(_rate(rates, (0,)) or 0.0), (0,), 1.0)
+    ]  # with each path, how often what is above its end is right
     paths: list[tuple[int, ...]] = []
     while best and len(paths) < width - 1:
         worth, path, above = heapq.heappop(best)
