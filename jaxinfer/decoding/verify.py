@@ -77,9 +77,10 @@ def accept_drawn(
 
     replaced, lenience: see `accept`.
     """
+    proposal = draft.proposal
+    assert proposal is not None
     target = distribution(state.sampling, penalize(state, logits, draft.tokens, draft.tree))
-    keys = state.keys(jnp.zeros(1, jnp.int32))[:, 0]
-    given = (target, keys, draft.proposal)
+    given = (target, state.keys(jnp.zeros(1, jnp.int32))[:, 0], proposal)
     if draft.parent is None:
         return accept_sampled(draft.tokens, draft.size, *given, lenience)
     return accept_sampled_tree(draft.tokens, draft.size, draft.parent, *given, replaced, lenience)

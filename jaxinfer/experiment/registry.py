@@ -39,7 +39,7 @@ def sampling(spec: Mapping[str, Any], path: Keys, origin: Origin):
 
 def as_mapping(thing: Any, name: str | None = None) -> dict[str, Any]:
     """The inverse of the functions above: the fields of a dataclass, after its `name` if it has one."""
-    names = {cls: name for name, cls in jaxinfer.METHODS.items()}
+    names: dict[type, str] = {cls: name for name, cls in jaxinfer.METHODS.items()}
     fields = {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}
     fields = {key: as_mapping(x, names.get(type(x))) if dataclasses.is_dataclass(x) else x for key, x in fields.items()}
     return fields if name is None else {"name": name, **fields}
