@@ -1,13 +1,25 @@
 """Models that tests share: the two real ones, and random ones small enough to compile in a second."""
 
+import gc
+import os
+from importlib.metadata import version
 from pathlib import Path
 
-import jax
-import numpy as np
-import pytest
+# Half the time of the suite is the compiler's. Its older emitters make the same loops of the same operations in half
+# of the time; jaxlib 0.11 has dropped them, and ends a process that asks for them. Two processes keep two cores busy: a
+# program need not be split over more. Tests of what the compiler makes ask for the usual emitters: `as_users_compile`.
+FAST_TO_COMPILE = ["--xla_cpu_parallel_codegen_split_count=1"]
+HAS_OLDER_EMITTERS = tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11)
+if HAS_OLDER_EMITTERS:
+    FAST_TO_COMPILE.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FAST_TO_COMPILE]).strip()
 
-import jaxinfer
-from jaxinfer import LayerKind, Model, ModelConfig, Rope, Segment, programs
+import jax  # noqa: E402  (which reads the flags)
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+import jaxinfer  # noqa: E402
+from jaxinfer import LayerKind, Model, ModelConfig, Rope, Segment, programs  # noqa: E402
 
 SLOWEST = (
     "test_reference.py",
@@ -24,11 +36,27 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
 
 
+def pytest_collection_finish():
+    """All that has been imported stays: looking through it for garbage is a fifth of the time that tracing takes."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Only what a real model runs is worth optimizing: small programs take most of their time to compile."""
-    is_real = {"smollm2", "gemma3", "real", "pair"} & set(item.fixturenames)
-    jax.config.update("jax_disable_most_optimizations", not is_real)
+    is_optimized = {"smollm2", "gemma3", "real", "pair", "as_users_compile"} & set(item.fixturenames)
+    jax.config.update("jax_disable_most_optimizations", not is_optimized)
+
+
+@pytest.fixture
+def as_users_compile(monkeypatch):
+    """Programs compiled with every optimization and by the usual emitters, for tests of what the compiler makes."""
+    programs.clear()
+    compile_ = jax.stages.Lowered.compile
+    options = {"xla_cpu_use_fusion_emitters": True} if HAS_OLDER_EMITTERS else {}
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered: compile_(lowered, compiler_options=options))
 
 
 @pytest.fixture(scope="session", autouse=True)
