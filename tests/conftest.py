@@ -7,7 +7,7 @@ from pathlib import Path
 
 # Half the time of the suite is the compiler's. Its older emitters make the same loops of the same operations in half
 # of the time; jaxlib 0.11 has dropped them, and ends a process that asks for them. Two processes keep two cores busy: a
-# program need not be split over more. Tests of what the compiler makes ask for the usual emitters: `as_users_compile`.
+# program need not be split over more. The test of the memory that a program takes asks for the `usual_emitters`.
 FAST_TO_COMPILE = ["--xla_cpu_parallel_codegen_split_count=1"]
 HAS_OLDER_EMITTERS = tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11)
 if HAS_OLDER_EMITTERS:
@@ -46,13 +46,13 @@ def pytest_collection_finish():
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Only what a real model runs is worth optimizing: small programs take most of their time to compile."""
-    is_optimized = {"smollm2", "gemma3", "real", "pair", "as_users_compile"} & set(item.fixturenames)
-    jax.config.update("jax_disable_most_optimizations", not is_optimized)
+    is_real = {"smollm2", "gemma3", "real", "pair"} & set(item.fixturenames)
+    jax.config.update("jax_disable_most_optimizations", not is_real)
 
 
 @pytest.fixture
-def as_users_compile(monkeypatch):
-    """Programs compiled with every optimization and by the usual emitters, for tests of what the compiler makes."""
+def usual_emitters(monkeypatch):
+    """Programs are made as users have them, fused in the same way: for the test of how much memory one takes."""
     programs.clear()
     compile_ = jax.stages.Lowered.compile
     options = {"xla_cpu_use_fusion_emitters": True} if HAS_OLDER_EMITTERS else {}

@@ -69,7 +69,7 @@ def _decode_memory(model, prompts, method, policy):
 
 
 @pytest.mark.parametrize(("method", "policy"), [(Greedy(), Dense), (Sample(), Window), (Lookup(width=4), Window)])
-@pytest.mark.usefixtures("as_users_compile")
+@pytest.mark.usefixtures("usual_emitters")
 def test_the_cache_is_never_copied(tiny_gemma, ragged, method, policy):
     prompts = ragged((3, 9, 1))
     small, small_cache = _decode_memory(tiny_gemma, prompts, method, policy(capacity=256))
@@ -92,7 +92,6 @@ def _compiled_size(n_layers: int, d_model: int) -> int:
     return len(decode.compiled.as_text())
 
 
-@pytest.mark.usefixtures("as_users_compile")
 @pytest.mark.parametrize("d_model", [64, 256])
 def test_a_deep_model_is_no_larger_a_program(d_model):
     """Layers are scanned, unless they are large and few."""
