@@ -123,6 +123,7 @@ def _judge(
 
     if draft.always or draft.tokens.shape[1] == 1:
         return score(draft)
+    score = jax.jit(score, inline=True)  # is traced once for its shapes and for the branch
     shapes = jax.eval_shape(score, draft)
     guessing = jnp.any((draft.size > 1) & ~state.done)
     return jax.lax.cond(guessing, score, lambda draft: _pad(score(draft.first(1)), shapes), draft)

@@ -73,6 +73,7 @@ def _decode_memory(model, prompts, method, policy):
     ("method", "policy"),
     [(Greedy(), Dense), (Sample(), Window), (Lookup(width=4), Window), (Beam(beams=2), Window)],
 )
+@pytest.mark.usefixtures("usual_emitters")
 def test_the_cache_is_never_copied(tiny_gemma, ragged, method, policy):
     prompts = ragged((3, 9, 1))
     small, small_cache = _decode_memory(tiny_gemma, prompts, method, policy(capacity=256))
