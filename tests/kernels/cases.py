@@ -21,7 +21,7 @@ def with_first(kind, first, q_pos, kv_pos):
 
 
 class Case:
-    """Queries over a store of LAYERS layers. Slots that are not in use hold large numbers, and are few and scattered."""
+    """Queries over a store of LAYERS layers. Slots that are not in use hold large numbers."""
 
     def __init__(
         self, heads, width, tokens, lengths, slots, window=None, first=0, stored=None, scattered=False, seed=0
@@ -56,8 +56,12 @@ class Case:
         return self.visible(self.q_pos[:, :, None], self.kv_pos[:, None, :])
 
     def expected(self, scoring=PLAIN, dtype=jnp.float32):
-        k, v = self.read(dtype)
-        return reference.partial(self.q.astype(dtype), k, v, self.mask(), self.q_pos, self.kv_pos, scoring)
+        @jax.jit
+        def run(q, q_pos, kv_pos):
+            mask = self.visible(q_pos[:, :, None], kv_pos[:, None, :])
+            return reference.partial(q, *self.read(dtype), mask, q_pos, kv_pos, scoring)
+
+        return run(self.q.astype(dtype), self.q_pos, self.kv_pos)
 
     def found(self, kernel, scoring=PLAIN, dtype=jnp.float32, **options):
         def cast(x):
