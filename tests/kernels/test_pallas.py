@@ -1,5 +1,10 @@
 """The Pallas kernels, interpreted on a CPU, against the reference in float32."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -197,3 +202,43 @@ def test_codes_are_read_where_they_lie():
     )
     wide = [v.aval for eqn in lowered.eqns for v in eqn.outvars if v.aval.size >= case.k.codes.size]
     assert not wide
+
+
+ON_A_MESH = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh
+from cases import LAYER, Case
+from jaxinfer import sharding
+from jaxinfer.cache.store import STORE_AXES, Store, extent
+from jaxinfer.kernels import dispatch
+from jaxinfer.kernels.attention import attend
+from jaxinfer.kernels.contract import Scoring
+
+jax.config.update("jax_disable_most_optimizations", True)
+case = Case((4, 2), 64, 1, (1, 130), 256, stored="int8")
+layout = sharding.Sharding(Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "tensor")))
+rng = np.random.default_rng(0)
+k, v = (jnp.asarray(rng.normal(size=(2, 2, 1, 64)), jnp.float32) for _ in "kv")
+keys, values = (jax.tree.map(lambda x: layout.place(x, STORE_AXES[: x.ndim]), x) for x in (case.k, case.v))
+scoring = Scoring(slopes=2.0 ** -np.arange(4, dtype=np.float32), sinks=jnp.arange(4.0))
+decode = lambda x, dtype: (x.codes * x.scale[..., None]).astype(dtype)
+
+def run(layout, *choice, **options):
+    store = Store(keys, values, case.kv_pos)
+    def layer(q, k, v, store):
+        return attend(q, k, v, None, store, jnp.int32(LAYER), case.q_pos, extent(store), case.visible, decode, scoring)
+    with sharding.use(layout), dispatch.use(*choice, **options):
+        return jax.jit(layer)(case.q, k, v, store)
+
+found, expected = run(layout, "pallas", target="tpu", interpret=True), run(None, "reference")
+np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+assert found.sharding.spec[:2] == ("data", "tensor"), found.sharding
+"""
+
+
+def test_on_a_mesh_each_device_attends_to_its_own_rows_and_heads():
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    flags = "--xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    done = subprocess.run([sys.executable, "-c", ON_A_MESH], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
