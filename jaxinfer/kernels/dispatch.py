@@ -48,7 +48,7 @@ class Call:
             platform, generation = choice.target, "9.0"
         if isinstance(stored, Codes):
             name = stored.codes.dtype.name
-        elif isinstance(stored, jax.Array):
+        elif hasattr(stored, "dtype"):
             name = stored.dtype.name if jnp.issubdtype(stored.dtype, jnp.floating) else f"{stored.dtype.name} array"
         else:
             name = type(stored).__name__
@@ -142,9 +142,10 @@ _WARNED: set[str] = set()
 def use(name: str, target: str | None = None, interpret: bool = False) -> Iterator[None]:
     """All attention that is traced inside runs as `name`: "reference", "xla" or "pallas".
 
-    target: "tpu" or "gpu", the platform to choose and compile for, where it is not the one at hand. interpret: run the
-    kernel step by step on any platform, to test it. Raises InputError for a name that there is not; a call that the
-    choice cannot run raises one that says what would.
+    It is looked up while tracing: a function that `jax.jit` has traced before keeps what it was traced with. What a
+    `Model` runs is kept apart by it. target: "tpu" or "gpu", the platform to choose and compile for, where it is not
+    the one at hand. interpret: run the kernel step by step on any platform, to test it. Raises InputError for a name
+    that there is not; a call that the choice cannot run raises one that says what would.
     """
     names = sorted({row.name for row in TABLE})
     if name not in names:
