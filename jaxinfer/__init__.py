@@ -132,7 +132,7 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
-_MODULES = ("heads", "transform")  # `jaxinfer.heads.load` works without an import of its own
+_MODULES = ("heads", "kernels", "transform")  # `jaxinfer.heads.load` works without an import of its own
 
 
 def __getattr__(name: str) -> Any:

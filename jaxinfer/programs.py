@@ -14,6 +14,7 @@ import jax
 
 from jaxinfer import sharding
 from jaxinfer.caching import cache_dir
+from jaxinfer.kernels import dispatch
 
 TRACES: collections.Counter[str] = collections.Counter()
 """How often each function was traced, by name. Tests hold it to one trace a (method, policy, bucket)."""
@@ -46,7 +47,7 @@ def program(
     """
     leaves, tree = jax.tree.flatten(args)
     forms = tuple((x.shape, x.dtype, getattr(x, "sharding", None) if layout else None) for x in leaves)
-    key = (fun, static, tree, forms, layout)
+    key = (fun, static, tree, forms, layout, dispatch.chosen())
     if key in _PROGRAMS:
         _PROGRAMS.move_to_end(key)
         return _PROGRAMS[key], False

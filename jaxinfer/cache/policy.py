@@ -29,7 +29,11 @@ class CachePolicy(Protocol):
         """x[..., H] to storage format. Fresh keys and values pass through decode(encode(x)) too."""
 
     def decode(self, stored: Any, dtype: jnp.dtype) -> jax.Array:
-        """Storage format back to [..., H]."""
+        """Storage format back to [..., H].
+
+        Kernels read two formats without it: an array of floats is the numbers themselves, and `kernels.contract.Codes`
+        are codes times scales.
+        """
 
     def visible(self, kind: LayerKind, q_pos: jax.Array, kv_pos: jax.Array) -> jax.Array:
         """bool: what a query at q_pos may see of kv_pos (-1: an empty slot). The arrays broadcast."""

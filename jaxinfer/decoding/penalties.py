@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxinfer.decoding.method import DecodeState
 from jaxinfer.decoding.sampling import SamplingState
-from jaxinfer.layers.attention import chain_or
+from jaxinfer.kernels.contract import chain_or
 
 
 def penalize(state: DecodeState, logits: jax.Array, draft: jax.Array, tree: jax.Array | None = None) -> jax.Array:

@@ -1,1 +1,5 @@
-"""Attention in jnp, and the kernels that replace it."""
+"""Attention: its definition, its formulation in plain XLA, its Pallas kernels, and the table that chooses."""
+
+from jaxinfer.kernels.dispatch import use
+
+__all__ = ["use"]

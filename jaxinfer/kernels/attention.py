@@ -1,72 +1,45 @@
-"""Attention over the committed cache and over the fresh tokens of this step, as one online softmax.
+"""Attention over the committed cache and over the fresh tokens of this step: the one way in.
 
-The keys come in parts. Each part is folded into a running (out, top, total), so that the result is the softmax over all
-of them (online softmax, Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022). A part on its own, with its
-log-sum-exp, is a `Partial`, and two of them merge (Flash-Decoding, Dao et al. 2023).
-
-Masked scores are a finite minus infinity. A row that has seen nothing yet collects nonsense under `top == FLOOR`; the
-first real score multiplies it by exp(FLOOR - top) = 0. So no weight has to be masked a second time.
+attend    = softmax over both sets of keys, by whichever formulation `dispatch.TABLE` names
+reference   the definition (`reference.py`)
+xla         one online softmax over blocks, in plain XLA (`xla.py`)
+pallas      a kernel over the cache, one over the fresh tokens, and their merge (`tpu.py`, `gpu.py`)
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+from jax.sharding import PartitionSpec
 
-from jaxinfer.cache.store import BLOCK, Store
+from jaxinfer.cache.store import BLOCK, Store, round_up
+from jaxinfer.kernels import dispatch, xla
+from jaxinfer.kernels.contract import (
+    PLAIN,
+    Decode,
+    Partial,
+    Scoring,
+    Visible,
+    chain_or,
+    fold_heads,
+    merge,
+    merged,
+    unfold_heads,
+    with_sinks,
+)
+from jaxinfer.sharding import rules
 
-FLOOR = -1e30
-QUERY_BLOCK = 128  # fresh tokens whose scores are held at a time
-WIDE_BLOCK = 512  # cache slots read at a time where many queries share the work
+__all__ = ["Partial", "Scoring", "attend", "chain_or", "fold_heads", "merge", "unfold_heads"]
 
-Visible = Callable[[jax.Array, jax.Array], jax.Array]
-Decode = Callable[[Any, jnp.dtype], jax.Array]
-
-
-class Scoring(NamedTuple):
-    """What becomes of a score before the softmax."""
-
-    softcap: float | None = None  # cap * tanh(score / cap) (Gemma 2)
-    slopes: Any = None  # float32[N]: by how much a head's scores fall with each token of distance (ALiBi)
-    sinks: Any = None  # float32[N]: a score for each head that weighs in the softmax and brings no value (gpt-oss)
-    value_width: int | None = None  # values are that many first columns of the keys (latent attention)
-
-
-PLAIN = Scoring()
-
-
-class Running(NamedTuple):
-    """An online softmax in progress, float32: out[B, K, R, H] not normalized, top and total [B, K, R, 1]."""
-
-    out: jax.Array
-    top: jax.Array
-    total: jax.Array
-
-
-class Partial(NamedTuple):
-    """out float32[B, K, R, H] normalized over its part; lse float32[B, K, R]. Nothing visible: 0 and -inf."""
-
-    out: jax.Array
-    lse: jax.Array
-
-
-def fold_heads(q: jax.Array, n_kv_heads: int) -> jax.Array:
-    """q[B, T, N, H] -> [B, K, T*G, H]: the queries that share a key/value head are rows of one matrix (GQA)."""
-    return rearrange(q, "b t (k g) h -> b k (t g) h", k=n_kv_heads)
-
-
-def unfold_heads(out: jax.Array, n_tokens: int) -> jax.Array:
-    """[B, K, T*G, H] -> [B, T, N, H]."""
-    return rearrange(out, "b k (t g) h -> b t (k g) h", t=n_tokens)
+FEW = 64  # fresh tokens whose own attention is left to XLA: a matrix of 64 x 64 scores a head
 
 
 def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    mask: jax.Array,
+    tree: jax.Array | None,
     store: Store,
     layer: jax.Array,
     q_pos: jax.Array,
@@ -76,147 +49,72 @@ def attend(
     scoring: Scoring = PLAIN,
     ahead: Store | None = None,
 ) -> jax.Array:
-    """Attention of q[B, K, R, H] over fresh k, v[B, K, T, H] and over one layer of the cache: float32[B, K, R, H].
+    """Attention of q[B, K, T*G, H] over fresh k, v[B, K, T, H] and over one layer of the cache: float32[B, K, T*G, H].
 
-    mask: bool[B, T, T], which fresh token sees which, itself included, none a later one. ahead: a small second store
-    with the tokens between the cache and the fresh ones, which are drafted and not committed. The others as in
-    `fold_cached`.
+    tree: bool[B, T, T], which fresh token sees which, itself included, none a later one; None: a chain. layer: i32[],
+    which of the store's stacked layers. q_pos: i32[B, T], also the positions of the fresh keys. extent: i32[], slots in
+    use. visible and decode: the policy's. ahead: a small second store, of tokens between the cache and the fresh ones
+    that are drafted and not committed. Raises InputError where `dispatch.use` forces what cannot run.
     """
-    running = fold_fresh(q, k, v, mask, q_pos, scoring)
-    running = fold_cached(running, q, store, layer, q_pos, extent, visible, decode, scoring)
+    call = dispatch.Call.of(q, k.shape[2], store.k, store.pos.shape[1], scoring.value_width is not None)
+    row = dispatch.choose(call)
+    code = dispatch.module(row)
+    if row.name != "pallas":
+        return code.attend(q, k, v, tree, store, layer, q_pos, extent, visible, decode, scoring, ahead)
+    kernel = partial(code.partial, **dispatch.interpreter(row))
+
+    def run(q, k, v, tree, store, ahead, layer, q_pos, slopes, sinks):
+        by_head = Scoring(scoring.softcap, slopes, sinks)
+        return _in_parts(kernel, q, k, v, tree, store, ahead, layer, q_pos, visible, decode, by_head)
+
+    layout = rules.active()
+    args = (q, k, v, tree, store, ahead, layer, q_pos, *_by_head(scoring, k.shape[1]))
+    return run(*args) if layout is None or layout.mesh.size == 1 else _sharded(run, layout, *args)
+
+
+def _in_parts(kernel, q, k, v, tree, store, ahead, layer, q_pos, visible, decode, scoring) -> jax.Array:
+    """Partials of the cache, of the tokens ahead of it and of the fresh tokens, and what they come to together."""
+    n_tokens = k.shape[2]
+    cached = kernel(q, store.k, store.v, layer, q_pos, store.pos, visible, scoring)
+    if tree is None and n_tokens > FEW:
+        padding = round_up(n_tokens, BLOCK) - n_tokens
+        keys, values = (jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0)))[None] for x in (k, v))
+        kv_pos = jnp.pad(q_pos, ((0, 0), (0, padding)), constant_values=-1)
+        fresh = kernel(q, keys, values, jnp.int32(0), q_pos, kv_pos, visible, scoring, ordered=True)
+    else:
+        mask = visible(q_pos[:, :, None], q_pos[:, None, :]) & chain_or(tree, n_tokens)
+        fresh = xla.fresh_partial(q, k, v, mask, q_pos, scoring)
     if ahead is not None:
         slots = jnp.int32(ahead.pos.shape[1])
-        running = fold_cached(running, q, ahead, layer, q_pos, slots, visible, decode, scoring)
-    if scoring.sinks is None:
-        return running.out / running.total
-    sinks = jnp.tile(scoring.sinks.reshape(q.shape[1], -1), (1, k.shape[2]))[None, :, :, None]  # [1, K, T*G, 1]
-    top = jnp.maximum(running.top, sinks)
-    shrink = jnp.exp(running.top - top)
-    return running.out * shrink / (running.total * shrink + jnp.exp(sinks - top))
+        fresh = merged(fresh, xla.cached_partial(q, ahead, layer, q_pos, slots, visible, decode, scoring))
+    return with_sinks(merged(cached, fresh), scoring.sinks, n_tokens)
 
 
-def fold_fresh(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: jax.Array,
-    q_pos: jax.Array | None = None,
-    scoring: Scoring = PLAIN,
-) -> Running:
-    """The part of this step's own tokens, a block of queries at a time; later keys are not even multiplied."""
-    tokens = k.shape[2]
-    group = q.shape[2] // tokens
-    blocks = []
-    for start in range(0, tokens, QUERY_BLOCK):
-        end = min(start + QUERY_BLOCK, tokens)
-        rows = q[:, :, start * group : end * group]
-        keys = k[:, :, :end]
-        adjust = _adjustment(scoring, None if q_pos is None else (q_pos[:, start:end], q_pos[:, :end]))
-        blocks.append(_fold(None, rows, keys, _values(keys, v[:, :, :end], scoring), mask[:, start:end, :end], adjust))
-    return blocks[0] if len(blocks) == 1 else Running(*(jnp.concatenate(x, axis=2) for x in zip(*blocks, strict=True)))
+def _by_head(scoring: Scoring, n_kv_heads: int) -> list[jax.Array | None]:
+    """Slopes and sinks, float32[K, G], so that they can be split as the key/value heads are."""
+    return [
+        None if x is None else jnp.asarray(x, jnp.float32).reshape(n_kv_heads, -1)
+        for x in (scoring.slopes, scoring.sinks)
+    ]
 
 
-def fold_cached(
-    running: Running,
-    q: jax.Array,
-    store: Store,
-    layer: jax.Array,
-    q_pos: jax.Array,
-    extent: jax.Array,
-    visible: Visible,
-    decode: Decode,
-    scoring: Scoring = PLAIN,
-) -> Running:
-    """The part of one layer of a store, block by block, no further than the slots in use.
+def _sharded(run: Any, layout: rules.Sharding, q, k, v, tree, store, ahead, layer, q_pos, slopes, sinks) -> jax.Array:
+    """Each device runs the kernel on its own rows and key/value heads: the compiler does not split a Pallas call."""
+    rows, heads = layout.rules.spec(("batch", "kv_heads"), q.shape[:2], layout.mesh)
+    by_row, by_head, by_both = PartitionSpec(rows), PartitionSpec(heads), PartitionSpec(rows, heads)
+    stacked = PartitionSpec(None, rows, heads)
 
-    layer: i32[], which of the stacked layers. q_pos: i32[B, T]. extent: i32[], slots in use. The work and the bytes
-    read follow `extent`, not the capacity of the cache; the store is indexed, never sliced by layer: that would copy.
-    """
-    wide = q_pos.shape[1] >= QUERY_BLOCK // 2 and store.pos.shape[1] % WIDE_BLOCK == 0
-    size = min(WIDE_BLOCK if wide else BLOCK, store.pos.shape[1])
+    def spec_of(store: Any) -> Any:
+        keys, values = (jax.tree.map(lambda _: stacked, x) for x in (store.k, store.v))
+        return store.replace(k=keys, v=values, pos=by_row)
 
-    def block(i, running):
-        def read(stored):
-            index = (layer, 0, 0, i * size, *(0,) * (stored.ndim - 4))
-            return jax.lax.dynamic_slice(stored, index, (1, *stored.shape[1:3], size, *stored.shape[4:]))[0]
-
-        k = decode(jax.tree.map(read, store.k), q.dtype)
-        v = _values(k, decode(jax.tree.map(read, store.v), q.dtype), scoring)
-        kv_pos = jax.lax.dynamic_slice_in_dim(store.pos, i * size, size, axis=1)
-        adjust = _adjustment(scoring, (q_pos, kv_pos))
-        return _fold(running, q, k, v, visible(q_pos[:, :, None], kv_pos[:, None, :]), adjust)
-
-    return jax.lax.fori_loop(0, (extent + size - 1) // size, block, running)
-
-
-def _values(k: jax.Array, v: jax.Array, scoring: Scoring) -> jax.Array:
-    return v if scoring.value_width is None else k[..., : scoring.value_width]
-
-
-def _adjustment(scoring: Scoring, positions: tuple[jax.Array, jax.Array] | None) -> Callable[[jax.Array], jax.Array]:
-    """What to do to scores [B, K, T*G, S]. positions: of queries i32[B, T] and of keys i32[B, S], which ALiBi needs."""
-
-    def adjust(scores):
-        if scoring.softcap:
-            scores = scoring.softcap * jnp.tanh(scores / scoring.softcap)
-        if scoring.slopes is not None:
-            assert positions is not None, "ALiBi needs the positions of queries and keys"
-            q_pos, kv_pos = positions
-            heads = jnp.asarray(scoring.slopes).reshape(scores.shape[1], 1, -1, 1)  # [K, T, G, S]
-            distance = (kv_pos[:, None, None, None, :] - q_pos[:, None, :, None, None]).astype(jnp.float32)
-            scores = scores + (heads * distance).reshape(scores.shape)
-        return scores
-
-    return adjust
-
-
-def _fold(running: Running | None, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, adjust) -> Running:
-    """q[B, K, R, H] over k, v[B, K, S, H] under mask[B, T, S], on top of what was there before."""
-    scores = adjust(jnp.einsum("bkrh,bksh->bkrs", q, k, preferred_element_type=jnp.float32))
-    rows = jnp.repeat(mask, q.shape[2] // mask.shape[1], axis=1)[:, None]
-    scores = jnp.where(rows, scores, FLOOR)
-    top = jnp.max(scores, axis=-1, keepdims=True)
-    if running is not None:
-        top = jnp.maximum(top, running.top)
-    weights = jnp.exp(scores - top)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum("bkrs,bksh->bkrh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    if running is None:
-        return Running(out, top, total)
-    shrink = jnp.exp(running.top - top)
-    return Running(running.out * shrink + out, top, running.total * shrink + total)
-
-
-def fresh_partial(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> Partial:
-    """`fold_fresh` on its own."""
-    return _normalize(fold_fresh(q, k, v, mask))
-
-
-def cached_partial(
-    q: jax.Array,
-    store: Store,
-    layer: jax.Array,
-    q_pos: jax.Array,
-    extent: jax.Array,
-    visible: Visible,
-    decode: Decode,
-) -> Partial:
-    """`fold_cached` on its own."""
-    column = (*q.shape[:3], 1)
-    nothing = Running(jnp.zeros(q.shape, jnp.float32), jnp.full(column, FLOOR), jnp.zeros(column))
-    return _normalize(fold_cached(nothing, q, store, layer, q_pos, extent, visible, decode))
-
-
-def _normalize(running: Running) -> Partial:
-    empty = running.top <= FLOOR
-    total = jnp.where(empty, 1.0, running.total)
-    out = jnp.where(empty, 0.0, running.out / total)
-    return Partial(out, jnp.where(empty, -jnp.inf, running.top + jnp.log(total))[..., 0])
-
-
-def merge(a: Partial, b: Partial) -> jax.Array:
-    """The softmax over both parts: float32[B, K, R, H]. A row that sees nothing in either gives 0."""
-    top = jnp.maximum(jnp.maximum(a.lse, b.lse), FLOOR)
-    weight_a, weight_b = jnp.exp(a.lse - top), jnp.exp(b.lse - top)
-    total = jnp.maximum(weight_a + weight_b, jnp.finfo(jnp.float32).tiny)
-    return a.out * (weight_a / total)[..., None] + b.out * (weight_b / total)[..., None]
+    of_ahead = None if ahead is None else spec_of(ahead)
+    tree_spec = PartitionSpec() if tree is not None and tree.shape[0] == 1 else by_row
+    split = jax.shard_map(
+        run,
+        mesh=layout.mesh,
+        in_specs=(by_both,) * 3 + (tree_spec, spec_of(store), of_ahead, PartitionSpec(), by_row, by_head, by_head),
+        out_specs=by_both,
+        check_vma=False,
+    )
+    return split(q, k, v, tree, store, ahead, layer, q_pos, slopes, sinks)

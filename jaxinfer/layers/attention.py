@@ -94,11 +94,11 @@ class Attention(nn.Module):
         # Fresh tokens are seen as they will be once committed: through the storage format.
         k, v = (policy.decode(y, q.dtype) for y in fresh)
         visible = partial(policy.visible, kind)
-        mask = visible(step.positions[:, :, None], step.positions[:, None, :]) & chain_or(step.tree, x.shape[1])
         store, extent = step.cache.stores[kind.name], step.extents[kind.name]
         scoring = Scoring(cfg.attention_softcap, _slopes(cfg), self._sinks(place))
         ahead = step.drafted.get(kind.name)
-        out = attend(q, k, v, mask, store, place.slot, step.positions, extent, visible, policy.decode, scoring, ahead)
+        parts = (q, k, v, step.tree, store, place.slot, step.positions, extent)
+        out = attend(*parts, visible, policy.decode, scoring, ahead)
         out = unfold_heads(out.astype(x.dtype), x.shape[1])
         outward = linear((d, n, h), ("embed", "heads", "head_dim"), n_in=2, bias=cfg.output_bias, name="o")
         return outward(out, place.layer), fresh
@@ -113,8 +113,3 @@ class Attention(nn.Module):
 
 def _slopes(cfg: ModelConfig) -> np.ndarray | None:
     return None if cfg.alibi is None else alibi_slopes(cfg.n_heads) * np.float32(cfg.alibi)
-
-
-def chain_or(tree: jax.Array | None, width: int) -> jax.Array:
-    """The tree mask, or that of a chain: bool[B or 1, T, T]."""
-    return jnp.tril(jnp.ones((1, width, width), bool)) if tree is None else tree

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from jaxinfer.config import LayerKind, ModelConfig
 from jaxinfer.kernels.attention import Scoring, attend, fold_heads, unfold_heads
-from jaxinfer.layers.attention import Place, Step, chain_or
+from jaxinfer.layers.attention import Place, Step
 from jaxinfer.layers.linear import Linear
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.position import rotate
@@ -62,11 +62,11 @@ class LatentAttention(nn.Module):
 
         k, v = (policy.decode(y, q.dtype) for y in fresh)
         visible = partial(policy.visible, kind)
-        mask = visible(step.positions[:, :, None], step.positions[:, None, :]) & chain_or(step.tree, x.shape[1])
         store, extent = step.cache.stores[kind.name], step.extents[kind.name]
         scoring = Scoring(cfg.attention_softcap, value_width=mla.kv_rank)
         ahead = step.drafted.get(kind.name)
-        out = attend(q, k, v, mask, store, place.slot, step.positions, extent, visible, policy.decode, scoring, ahead)
+        parts = (q, k, v, step.tree, store, place.slot, step.positions, extent)
+        out = attend(*parts, visible, policy.decode, scoring, ahead)
         out = unfold_heads(out, x.shape[1])
         v_up = self._expansion("v_up", mla.v_dim)
         out = with_layer(v_up, place.layer, lambda w: jnp.einsum("btnr,nhr->btnh", out, w)).astype(x.dtype)

@@ -85,7 +85,17 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, sharding.of(axes, x.shape))
 
 
+def active() -> Sharding | None:
+    """The layout that the program being traced is for."""
+    return _ACTIVE.get()
+
+
+def device() -> jax.Device:
+    """A device of the kind that the program being traced is for."""
+    sharding = _ACTIVE.get()
+    return jax.devices()[0] if sharding is None else sharding.mesh.devices.flat[0]
+
+
 def platform() -> str:
     """What the program being traced is for: "cpu", "gpu" or "tpu"."""
-    sharding = _ACTIVE.get()
-    return jax.default_backend() if sharding is None else sharding.mesh.devices.flat[0].platform
+    return device().platform

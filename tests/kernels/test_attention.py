@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 
 from jaxinfer.cache.store import BLOCK, Store, causal, extent
 from jaxinfer.config import LayerKind
-from jaxinfer.kernels.attention import (
-    Partial,
-    attend,
-    cached_partial,
-    fold_heads,
-    fresh_partial,
-    merge,
-    unfold_heads,
-)
+from jaxinfer.kernels.contract import Partial, fold_heads, merge, unfold_heads
+from jaxinfer.kernels.xla import attend, cached_partial, fresh_partial
 
 LAYERS, LAYER = 3, 1
 GROUPS = [(9, 3), (4, 1), (32, 8), (5, 5)]  # query heads, key/value heads

@@ -1,0 +1,229 @@
+"""How fast is attention? Each formulation of one layer, beside what the machine's memory and arithmetic allow.
+
+    python experiments/kernels.py configs/kernels.yaml
+    python experiments/kernels.py configs/kernels.yaml heads=8 kv_heads=2 width=64 dtype=float32
+
+Beside the formulations of jaxinfer run `jax.nn.dot_product_attention` (XLA, and cuDNN on a GPU) and, where torch is
+installed, its `scaled_dot_product_attention`; these two read a cache that is full, and no quantized one.
+"""
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jaxinfer.cache.store import Store, causal, extent, round_up
+from jaxinfer.caching import write_atomic
+from jaxinfer.config import LayerKind
+from jaxinfer.errors import InputError
+from jaxinfer.experiment import results, script
+from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, read_as
+from jaxinfer.kernels import dispatch
+from jaxinfer.kernels.attention import attend, fold_heads
+from jaxinfer.kernels.contract import Codes, dequantize, quantize
+
+LAYERS = 2  # in the stack: a formulation that copied its slice of one would show
+LARGEST = 4 << 30  # bytes of scores that the reference may hold
+
+
+@dataclass(frozen=True)
+class Case:
+    """`live` tokens in the cache of each row, stored as `stored` (None: as computed), and `tokens` fresh ones."""
+
+    batch: int
+    tokens: int
+    live: int
+    stored: str | None = None
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+
+@dataclass(frozen=True)
+class Config:
+    """Heads of one layer, and what it attends to. `rounds` measurements of `steps` calls each."""
+
+    name: str
+    cases: tuple[Case, ...]
+    heads: int = 32
+    kv_heads: int = 8
+    width: int = 128
+    dtype: str = "bfloat16"
+    rounds: int = 5
+    steps: int = 20
+    output: str = "runs"
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+    def to_mapping(self) -> dict:
+        """What config.yaml of a run holds."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def check(self) -> None:
+        """Raises InputError for what cannot be measured."""
+        if self.kv_heads < 1 or self.heads % self.kv_heads:
+            raise InputError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
+        for case in self.cases:
+            if case.batch < 1 or case.tokens < 1 or case.live < 0:
+                raise InputError(f"cases: {case} must have batch and tokens from 1 and live from 0")
+            if case.stored not in (None, "int8", "float8_e4m3fn"):
+                raise InputError(f"cases: stored={case.stored!r} must be int8 or float8_e4m3fn")
+
+
+def seconds_of(config: Config, call: Callable[[], Any]) -> float:
+    """The median time of a call, compiled and warm; calls are queued, so that the host's part is hidden."""
+    jax.block_until_ready(call())
+    measured = []
+    for _ in range(config.rounds):
+        start = time.perf_counter()
+        for _ in range(config.steps - 1):
+            call()
+        jax.block_until_ready(call())
+        measured.append((time.perf_counter() - start) / config.steps)
+    return statistics.median(measured)
+
+
+def ceilings(config: Config) -> tuple[float, float]:
+    """Bytes a second that a copy moves, reads and writes together, and FLOP a second of a large matrix product."""
+    size, n = (1 << 26, 1024) if jax.default_backend() == "cpu" else (1 << 30, 8192)
+    x = jnp.ones(size // 4, jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    y = jnp.ones((n, n), config.dtype)
+    product = jax.jit(lambda y: y @ y)
+    return 2 * size / seconds_of(config, lambda: copy(x)), 2 * n**3 / seconds_of(config, lambda: product(y))
+
+
+def formulations(config: Config, case: Case) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Names, and calls that compute the attention of this case; those that the machine cannot run are left out."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    dtype, slots = jnp.dtype(config.dtype), round_up(max(case.live, 1), 1024)
+    shape = (LAYERS, case.batch, config.kv_heads, slots, config.width)
+    stack = [jax.random.normal(key, shape, dtype) for key in keys[:2]]
+    if case.stored:
+        stack = [quantize(x, case.stored) for x in stack]
+    pos = jnp.broadcast_to(jnp.where(jnp.arange(slots) < case.live, jnp.arange(slots), -1), (case.batch, slots))
+    store = Store(*stack, pos)
+    q = jax.random.normal(keys[2], (case.batch, case.tokens, config.heads, config.width), dtype) * config.width**-0.5
+    fresh = [
+        jax.random.normal(key, (case.batch, config.kv_heads, case.tokens, config.width), dtype) for key in keys[3:]
+    ]
+    q_pos = jnp.broadcast_to(case.live + jnp.arange(case.tokens), (case.batch, case.tokens))
+    visible = partial(causal, LayerKind())
+
+    def decode(stored, dtype):
+        return dequantize(stored, dtype) if isinstance(stored, Codes) else stored.astype(dtype)
+
+    def layer(q, k, v, store, q_pos):
+        folded = fold_heads(q, config.kv_heads)
+        return attend(folded, k, v, None, store, jnp.int32(1), q_pos, extent(store), visible, decode)
+
+    args = q, *fresh, store, q_pos
+    scores = case.batch * config.heads * case.tokens * (slots + case.tokens) * 4
+    for name in ("reference", "xla", "pallas"):
+        if name == "reference" and scores > LARGEST:
+            continue
+        try:
+            with dispatch.use(name):
+                # A function of its own: one that was traced before would keep the choice of that time.
+                compiled = jax.jit(lambda *args: layer(*args)).lower(*args).compile()
+        except InputError:
+            continue
+        yield name, partial(compiled, *args)
+    if case.stored:
+        return
+    # The others want the cache and the fresh tokens as one array: [B, S, K, H].
+    k, v = (
+        jnp.swapaxes(jnp.concatenate([x[1][:, :, : case.live], y], 2), 1, 2) for x, y in zip(stack, fresh, strict=True)
+    )
+    mask = (jnp.arange(k.shape[1]) <= q_pos[0][:, None])[None, None]
+    names = ["xla"] if scores <= LARGEST else []
+    for name in [*names, *(["cudnn"] if jax.default_backend() == "gpu" else [])]:
+        shown = dict(is_causal=True) if case.live == 0 else dict(mask=mask)
+        whole = jax.jit(partial(jax.nn.dot_product_attention, implementation=name, scale=1.0, **shown))
+        yield f"jax.nn, {name}", partial(whole, q, k, v)
+    yield from of_torch(config, case, q, k, v)
+
+
+def of_torch(config: Config, case: Case, q: Any, k: Any, v: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """PyTorch's attention on the same numbers, on the same kind of device, where it is installed."""
+    try:
+        import torch
+    except ImportError:
+        return
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if jax.default_backend() not in (device, "gpu" if device == "cuda" else device):
+        return
+    q, k, v = (
+        torch.from_numpy(np.array(x.astype(jnp.float32))).to(device, getattr(torch, config.dtype)).transpose(1, 2)
+        for x in (q, k, v)
+    )
+    mask = None if case.tokens == 1 else torch.arange(k.shape[2]) <= case.live + torch.arange(case.tokens)[:, None]
+    mask = None if mask is None else mask.to(device)
+    shown: dict[str, Any] = dict(is_causal=True) if case.live == 0 else dict(attn_mask=mask)
+
+    def run():
+        with torch.no_grad():
+            torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=1.0, enable_gqa=True, **shown)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    yield "torch", run
+
+
+def measured(config: Config, case: Case, copy: float, flops: float) -> list[dict[str, Any]]:
+    """A row for each formulation."""
+    size = 1 if case.stored else jnp.dtype(config.dtype).itemsize
+    read = 2 * case.batch * config.kv_heads * (case.live + case.tokens) * config.width * size
+    seen = case.tokens * case.live + case.tokens * (case.tokens + 1) // 2
+    work = 4 * case.batch * config.heads * seen * config.width
+    rows = []
+    for name, call in formulations(config, case):
+        seconds = seconds_of(config, call)
+        achieved = {"of_copy": read / seconds / copy, "of_flops": work / seconds / flops}
+        rows.append(dataclasses.asdict(case) | {"formulation": name, "seconds": seconds} | achieved)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """A row for each case and formulation."""
+    shown = Table("rows", "tokens", "live", "stored", "formulation", "ms", "of copy bandwidth", "of FLOP/s", box=None)
+    for row in rows:
+        given = (str(row[key] or "-") for key in ("batch", "tokens", "live", "stored", "formulation"))
+        shown.add_row(*given, f"{1e3 * row['seconds']:.3f}", f"{row['of_copy']:.0%}", f"{row['of_flops']:.0%}")
+    return shown
+
+
+def main(path: str, *overrides: str) -> None:
+    """Run the experiment: a table on the terminal; results.json and table.txt in the run folder."""
+    config = read_as(Config, path, overrides)
+    config.check()
+    results.check_writable(config.output)
+    copy, flops = ceilings(config)
+    found = []
+    with Console(stderr=True).status("measuring") as status:
+        for case in config.cases:
+            status.update(str(case))
+            found += measured(config, case, copy, flops)
+    folder = results.new_run(config)
+    machine = {"device": jax.devices()[0].device_kind, "copy_bytes_per_s": copy, "flop_per_s": flops}
+    write_atomic(folder / "results.json", json.dumps({"machine": machine, "rows": found}, indent=2) + "\n")
+    with Console(record=True, highlight=False) as console:
+        console.print(
+            f"{machine['device']}: a copy moves {copy / 1e9:.0f} GB/s, a product does {flops / 1e12:.2f} TFLOP/s"
+        )
+        console.print(table(found))
+        console.print(f"{folder}")
+    write_atomic(folder / "table.txt", console.export_text())
+
+
+if __name__ == "__main__":
+    script.run(main, __doc__)

@@ -1,0 +1,215 @@
+"""Which formulation of attention runs: one table, by platform, dtype and shape.
+
+    with jaxinfer.kernels.use("xla"):       # or "reference", "pallas"; traced inside, all attention is this one
+        model.generate(...)
+
+Without a choice the first row of `TABLE` for the platform that takes the call runs. A row that is passed over for its
+dtype or shape says so once, as a warning.
+"""
+
+import contextlib
+import contextvars
+import importlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxinfer.errors import InputError, nearest
+from jaxinfer.kernels.contract import Codes
+from jaxinfer.sharding import rules
+
+HALVES = ("bfloat16", "float16")
+EIGHT_BITS = ("int8", "float8_e4m3fn")
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a choice depends on. All of it is static."""
+
+    platform: str  # "cpu", "gpu" or "tpu"
+    generation: str  # of an NVIDIA GPU: its compute capability
+    dtype: str  # of queries
+    stored: str  # of keys in the cache, or the name of a format that only its policy can read
+    width: int  # of a head
+    group: int  # query heads that share a key/value head
+    slots: int
+    latent: bool  # values are columns of the keys
+
+    @staticmethod
+    def of(q: jax.Array, n_tokens: int, stored: Any, slots: int, latent: bool) -> "Call":
+        device = rules.device()
+        choice = _CHOICE.get()
+        platform, generation = device.platform, str(getattr(device, "compute_capability", "") or "")
+        if choice and choice.target:
+            platform, generation = choice.target, "9.0"
+        if isinstance(stored, Codes):
+            name = stored.codes.dtype.name
+        elif hasattr(stored, "dtype"):
+            name = stored.dtype.name if jnp.issubdtype(stored.dtype, jnp.floating) else f"{stored.dtype.name} array"
+        else:
+            name = type(stored).__name__
+        return Call(platform, generation, q.dtype.name, name, q.shape[-1], q.shape[2] // n_tokens, slots, latent)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A formulation, and what it takes. None: anything."""
+
+    name: str
+    module: str
+    platforms: tuple[str, ...] | None = None
+    generations: tuple[str, ...] | None = None
+    dtypes: tuple[str, ...] | None = None
+    stored: tuple[str, ...] | None = None
+    mixed: bool = True  # queries and unquantized keys may differ in dtype
+    widths: tuple[int, ...] | None = None
+    group: int | None = None  # at most
+    latent: bool = True
+
+    def misfit(self, call: Call) -> str | None:
+        """Why this formulation cannot run on that platform, or None."""
+        if self.platforms and call.platform not in self.platforms:
+            return f"it is for {' or '.join(self.platforms)}, not for {call.platform}"
+        if self.generations and call.generation not in self.generations:
+            return f"it is for compute capability {' or '.join(self.generations)}, not {call.generation or 'unknown'}"
+        return None
+
+    def refuses(self, call: Call) -> str | None:
+        """Why this formulation does not take those dtypes or shapes, or None."""
+        if self.dtypes and call.dtype not in self.dtypes:
+            return f"it computes in {' or '.join(self.dtypes)}, not in {call.dtype}"
+        if self.stored and call.stored not in self.stored:
+            return f"it reads keys in {', '.join(self.stored)}, not in {call.stored}"
+        if not self.mixed and call.stored not in (*EIGHT_BITS, call.dtype):
+            return f"its keys have the dtype of its queries, {call.dtype}, not {call.stored}"
+        if call.latent and not self.latent:
+            return "it does not take values out of keys (latent attention)"
+        if self.widths and call.width not in self.widths:
+            return f"it takes heads of width {', '.join(map(str, self.widths))}, not of {call.width}"
+        if self.group and call.group > self.group:
+            return f"it takes at most {self.group} query heads to a key/value head, not {call.group}"
+        if self.platforms and call.slots % 128:
+            return f"it takes a multiple of 128 slots, not {call.slots}"
+        return None
+
+
+TABLE = (
+    Row(
+        "pallas",
+        "tpu",
+        platforms=("tpu",),
+        dtypes=("bfloat16", "float32"),
+        stored=("bfloat16", "float32", *EIGHT_BITS),
+        widths=(64, 96, 128, 256),
+        group=256,
+        latent=False,
+    ),
+    Row(
+        "pallas",
+        "gpu",
+        platforms=("gpu",),
+        generations=("9.0",),
+        dtypes=HALVES,
+        stored=(*HALVES, *EIGHT_BITS),
+        mixed=False,
+        widths=(64, 96, 128, 256),
+        group=64,
+        latent=False,
+    ),
+    Row("xla", "xla"),
+    Row("reference", "reference"),
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A forced formulation."""
+
+    name: str
+    target: str | None = None
+    interpret: bool = False
+
+
+_CHOICE: contextvars.ContextVar[Choice | None] = contextvars.ContextVar("jaxinfer_attention", default=None)
+_WARNED: set[str] = set()
+
+
+@contextlib.contextmanager
+def use(name: str, target: str | None = None, interpret: bool = False) -> Iterator[None]:
+    """All attention that is traced inside runs as `name`: "reference", "xla" or "pallas".
+
+    It is looked up while tracing: a function that `jax.jit` has traced before keeps what it was traced with. What a
+    `Model` runs is kept apart by it. target: "tpu" or "gpu", the platform to choose and compile for, where it is not
+    the one at hand. interpret: run the kernel step by step on any platform, to test it. Raises InputError for a name
+    that there is not; a call that the choice cannot run raises one that says what would.
+    """
+    names = sorted({row.name for row in TABLE})
+    if name not in names:
+        raise InputError(f"no attention {name!r}: there is {', '.join(names)}{nearest(name, names)}")
+    if target not in (None, "tpu", "gpu"):
+        raise InputError(f"no attention kernels for {target!r}: target is 'tpu' or 'gpu'")
+    token = _CHOICE.set(Choice(name, target, interpret))
+    try:
+        yield
+    finally:
+        _CHOICE.reset(token)
+
+
+def chosen() -> Choice | None:
+    """The forced formulation, part of a program's identity."""
+    return _CHOICE.get()
+
+
+def choose(call: Call) -> Row:
+    """The row of `TABLE` that runs this call."""
+    choice = _CHOICE.get()
+    if choice is None:
+        return _first(call)
+    reasons = []
+    for row in TABLE:
+        if row.name == choice.name:
+            reason = row.misfit(call) or row.refuses(call)
+            if reason is None:
+                return row
+            reasons.append(reason)
+            if row.misfit(call) is None:  # the row meant for this platform says it best
+                reasons = [reason]
+                break
+    would = [repr(row.name) for row in TABLE if not row.misfit(call) and not row.refuses(call)]
+    raise InputError(f"attention {choice.name!r} cannot run here: {'; '.join(reasons)}. What would: {', '.join(would)}")
+
+
+def _first(call: Call) -> Row:
+    for row in TABLE:
+        if row.misfit(call):
+            continue
+        reason = row.refuses(call)
+        if reason is None:
+            return row
+        message = f"attention falls back to plain XLA on {call.platform}: {reason}"
+        if message not in _WARNED:
+            _WARNED.add(message)
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+    raise AssertionError("the last rows take everything")
+
+
+def module(row: Row) -> Any:
+    """The formulation's code, imported when it is first needed: Pallas takes a second."""
+    return importlib.import_module(f"jaxinfer.kernels.{row.module}")
+
+
+def interpreter(row: Row) -> dict[str, Any]:
+    """What makes a kernel run step by step, if that was asked for."""
+    choice = _CHOICE.get()
+    if choice is None or not choice.interpret:
+        return {}
+    if row.module == "tpu":
+        return {"interpret": True}
+    make: Callable[[], Any] | None = getattr(module(row).plgpu, "InterpretGPUParams", None)
+    if make is None:
+        raise InputError("attention for gpu cannot be interpreted by this JAX: 0.12 or newer can")
+    return {"interpret": make()}

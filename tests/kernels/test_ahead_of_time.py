@@ -1,0 +1,117 @@
+"""Attention compiled for machines that are not here, at the shapes of real models.
+
+Each target needs its compiler, in an environment of its own (docs/kernels.md):
+
+    pip install -e ".[tpu]" pytest pytest-xdist hypothesis; pytest -n 0 tests/kernels/test_ahead_of_time.py
+    pip install -e ".[cuda]" pytest pytest-xdist hypothesis; pytest -n 0 tests/kernels/test_ahead_of_time.py
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxinfer import sharding
+from jaxinfer.cache.store import Store, causal
+from jaxinfer.config import LayerKind
+from jaxinfer.kernels import dispatch
+from jaxinfer.kernels.attention import attend
+from jaxinfer.kernels.contract import Codes
+from jaxinfer.sharding import topologies
+
+TARGETS = ["v5e:2x2", "v6e:2x2", "h200"]
+MODELS = {  # query heads, key/value heads, width, window
+    "llama-3-8b": (32, 8, 128, None),
+    "gemma-3-12b": (16, 8, 256, 1024),
+}
+LAYERS, SLOTS = 4, 8192
+
+
+@pytest.fixture(params=TARGETS)
+def layout(request):
+    extra = topologies.missing(request.param)
+    if extra:
+        pytest.skip(f"compiling for {request.param} takes {extra}")
+    return sharding.Sharding(Mesh(np.array(topologies.devices(request.param)[:1]).reshape(1, 1), ("data", "tensor")))
+
+
+class Shapes:
+    """The arguments of a layer of attention, as shapes on a device that is not here."""
+
+    def __init__(self, layout, model, batch, tokens, slots, stored, tree=False, page=None):
+        self.layout = layout
+        n, k_heads, width, window = MODELS[model]
+        self.visible = partial(causal, LayerKind(window=window))
+        rows = (LAYERS, batch * slots // page, k_heads, page) if page else (LAYERS, batch, k_heads, slots)
+        keys = self.of((*rows, width), stored)
+        keys = Codes(keys, self.of(rows, "float32")) if stored == "int8" else keys
+        self.store = Store(keys, keys, self.of((batch, slots), "int32"))
+        self.q = self.of((batch, k_heads, tokens * (n // k_heads), width))
+        self.fresh = self.of((batch, k_heads, tokens, width))
+        self.q_pos = self.of((batch, tokens), "int32")
+        self.tree = self.of((batch, tokens, tokens), "bool") if tree else None
+        self.pages = self.of((batch, slots // page), "int32") if page else None
+        self.one = self.of((), "int32")
+        self.layer_bytes = 2 * batch * k_heads * slots * width * jnp.dtype(stored).itemsize
+
+    def of(self, shape, dtype="bfloat16"):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.layout.mesh, PartitionSpec()))
+
+    def compiled(self, fun, *args):
+        with sharding.use(self.layout):
+            return jax.jit(fun).lower(*args).compile()
+
+    def attention(self):
+        """What `attend` comes to, chosen by the table."""
+
+        def run(q, k, v, tree, store, layer, q_pos, extent):
+            return attend(q, k, v, tree, store, layer, q_pos, extent, self.visible, lambda x, dtype: x.astype(dtype))
+
+        args = self.q, self.fresh, self.fresh, self.tree, self.store, self.one, self.q_pos, self.one
+        return self.compiled(run, *args)
+
+    def through_pages(self):
+        """The kernel alone, over pools of pages."""
+        with sharding.use(self.layout):
+            call = dispatch.Call.of(self.q, self.q_pos.shape[1], self.store.k, SLOTS, False)
+            kernel = dispatch.module(dispatch.choose(call)).partial
+
+        def run(q, store, layer, q_pos, pages):
+            return kernel(q, store.k, store.v, layer, q_pos, store.pos, self.visible, pages=pages)
+
+        return self.compiled(run, self.q, self.store, self.one, self.q_pos, self.pages)
+
+
+def check(compiled, bound):
+    """The kernel is in the program, and nothing as large as the bound is made beside it."""
+    text = compiled.as_text()
+    assert "tpu_custom_call" in text or "mosaic_gpu" in text
+    assert compiled.memory_analysis().temp_size_in_bytes < bound
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_prefill(layout, model):
+    shapes = Shapes(layout, model, 1, 4096, SLOTS, "bfloat16")
+    # Whole score matrices of one head would take 4096 x 4096 x 4 bytes, 64 MiB a head.
+    check(shapes.attention(), 512 << 20)
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "int8"])
+@pytest.mark.parametrize("tokens", [1, 5, 64])
+@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("model", MODELS)
+def test_decode(layout, model, batch, tokens, stored):
+    shapes = Shapes(layout, model, batch, tokens, SLOTS, stored, tree=tokens > 1)
+    # A layer of the cache is never copied. The output's pieces on a GPU take up to 20 MiB, whatever the cache holds.
+    check(shapes.attention(), max(shapes.layer_bytes, 24 << 20))
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "int8"])
+@pytest.mark.parametrize("tokens", [1, 64])
+@pytest.mark.parametrize("model", MODELS)
+def test_paged_decode(layout, model, tokens, stored):
+    shapes = Shapes(layout, model, 16, tokens, SLOTS, stored, page=128)
+    check(shapes.through_pages(), shapes.layer_bytes)

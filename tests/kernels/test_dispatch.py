@@ -1,0 +1,123 @@
+"""Which formulation runs: the table, forced choices, fallbacks and what they say."""
+
+import warnings
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import LAYER, Case
+
+import jaxinfer
+from jaxinfer import InputError
+from jaxinfer.cache.store import Store, extent
+from jaxinfer.kernels import dispatch
+from jaxinfer.kernels.attention import attend
+from jaxinfer.kernels.contract import Scoring
+
+
+def call(
+    platform="tpu", generation="", dtype="bfloat16", stored="bfloat16", width=128, group=4, slots=1024, latent=False
+):
+    return dispatch.Call(platform, generation, dtype, stored, width, group, slots, latent)
+
+
+@pytest.mark.parametrize(
+    ("given", "module"),
+    [
+        (call(), "tpu"),
+        (call(dtype="float32", stored="float32"), "tpu"),
+        (call(stored="int8", width=256), "tpu"),
+        (call("gpu", "9.0"), "gpu"),
+        (call("gpu", "9.0", "float16", "float8_e4m3fn", width=64), "gpu"),
+        (call("cpu", dtype="float32", stored="float32"), "xla"),
+        (call("cpu", width=7), "xla"),
+        (call("gpu", "8.0"), "xla"),  # no wgmma: a matter of the machine, not of the model
+    ],
+)
+def test_the_table_chooses_without_a_word(given, module):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert dispatch.choose(given).module == module
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (call(width=80), "heads of width 64, 96, 128, 256, not of 80"),
+        (call(dtype="float16", stored="float16"), "computes in bfloat16 or float32, not in float16"),
+        (call("gpu", "9.0", "float32", "float32"), "computes in bfloat16 or float16, not in float32"),
+        (call("gpu", "9.0", "float16", "bfloat16"), "the dtype of its queries, float16, not bfloat16"),
+        (call("gpu", "9.0", group=71), "at most 64 query heads to a key/value head, not 71"),
+        (call(stored="Packed"), "reads keys in bfloat16, float32, int8, float8_e4m3fn, not in Packed"),
+        (call(latent=True), "latent attention"),
+        (call(slots=100), "a multiple of 128 slots, not 100"),
+    ],
+)
+def test_what_a_kernel_does_not_take_falls_back_and_says_why_once(given, reason, monkeypatch):
+    monkeypatch.setattr(dispatch, "_WARNED", set())
+    with pytest.warns(RuntimeWarning, match="falls back to plain XLA") as caught:
+        assert dispatch.choose(given).module == "xla"
+    assert len(caught) == 1
+    assert reason in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert dispatch.choose(given).module == "xla"
+
+
+def test_a_forced_choice_that_cannot_run_says_what_would():
+    with dispatch.use("pallas"):
+        with pytest.raises(InputError, match=r"for gpu, not for cpu. What would: 'xla', 'reference'"):
+            dispatch.choose(call("cpu"))
+        with pytest.raises(InputError, match=r"not of 80. What would: 'xla', 'reference'"):
+            dispatch.choose(call(width=80))
+        with pytest.raises(InputError, match=r"compute capability 9.0, not 8.0. What would: 'xla', 'reference'"):
+            dispatch.choose(call("gpu", "8.0"))
+        assert dispatch.choose(call()).module == "tpu"
+
+
+def test_names_are_checked():
+    with pytest.raises(InputError, match=r"no attention 'palas': there is pallas, reference, xla; nearest: 'pallas'"):
+        dispatch.use("palas").__enter__()
+    with pytest.raises(InputError, match="target is 'tpu' or 'gpu'"):
+        dispatch.use("pallas", target="npu").__enter__()
+
+
+def layer(case, dtype=jnp.float32, scoring=Scoring(), decode=lambda x, dtype: x.astype(dtype)):  # noqa: B008
+    store = Store(case.k, case.v, case.kv_pos)
+    k = v = jnp.ones((case.q.shape[0], case.q.shape[1], case.tokens, case.q.shape[3]), dtype)
+    read = case.q_pos, extent(store), case.visible, decode, scoring
+    return attend(case.q.astype(dtype), k, v, None, store, jnp.int32(LAYER), *read)
+
+
+def test_a_choice_holds_for_what_is_traced_inside(monkeypatch):
+    case = Case((4, 2), 8, 2, (0, 5), slots=128)
+    ran = []
+    real = dispatch.module
+    monkeypatch.setattr(dispatch, "module", lambda row: ran.append(row.name) or real(row))
+    plain = layer(case)
+    with jaxinfer.kernels.use("reference"):
+        defined = layer(case)
+    layer(case)
+    assert ran == ["xla", "reference", "xla"]
+    np.testing.assert_allclose(plain, defined, rtol=1e-5, atol=1e-5)
+
+
+def test_a_cache_that_only_its_policy_can_read():
+    """Its format has no kernel: on a TPU it would fall back, and when forced it is an error."""
+    case = Case((4, 2), 64, 2, (0, 5), slots=128)
+    case.k, case.v = ({"halves": x / 2} for x in (case.k, case.v))
+    with dispatch.use("pallas", target="tpu", interpret=True), pytest.raises(InputError, match="not in dict"):
+        layer(case, decode=lambda x, dtype: x["halves"].astype(dtype) * 2)
+
+
+def test_programs_of_different_choices_are_different(tiny_llama):
+    tiny_llama.logits([[1, 2, 3]])
+    model = tiny_llama
+    found = model.generate([[5, 6, 7]], max_new_tokens=4)
+    with jaxinfer.kernels.use("reference"):
+        again = model.generate([[5, 6, 7]], max_new_tokens=4)
+    assert found.tokens == again.tokens
+    from jaxinfer import programs
+
+    choices = {key[-1] for key in programs._PROGRAMS}
+    assert {None, dispatch.Choice("reference")} <= choices
