@@ -4,7 +4,7 @@
         model.generate(...)
 
 Without a choice the first row of `TABLE` for the platform that takes the call runs. A row that is passed over for its
-dtype or shape says so once, as a warning.
+dtype or shape says so once, as a warning. A row that is not `unasked` runs only where it is forced.
 """
 
 import contextlib
@@ -69,6 +69,7 @@ class Row:
     widths: tuple[int, ...] | None = None
     group: int | None = None  # at most
     latent: bool = True
+    unasked: bool = True  # runs without being forced: False for what no device has proved yet
 
     def misfit(self, call: Call) -> str | None:
         """Why this formulation cannot run on that platform, or None."""
@@ -119,6 +120,7 @@ TABLE = (
         widths=(64, 96, 128, 256),
         group=64,
         latent=False,
+        unasked=False,
     ),
     Row("xla", "xla"),
     Row("reference", "reference"),
@@ -185,7 +187,7 @@ def choose(call: Call) -> Row:
 
 def _first(call: Call) -> Row:
     for row in TABLE:
-        if row.misfit(call):
+        if row.misfit(call) or not row.unasked:
             continue
         reason = row.refuses(call)
         if reason is None:

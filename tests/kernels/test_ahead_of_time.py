@@ -61,11 +61,11 @@ class Shapes:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.layout.mesh, PartitionSpec()))
 
     def compiled(self, fun, *args):
-        with sharding.use(self.layout):
+        with sharding.use(self.layout), dispatch.use("pallas"):
             return jax.jit(fun).lower(*args).compile()
 
     def attention(self):
-        """What `attend` comes to, chosen by the table."""
+        """What `attend` comes to, where the kernel is asked for."""
 
         def run(q, k, v, tree, store, layer, q_pos, extent):
             return attend(q, k, v, tree, store, layer, q_pos, extent, self.visible, lambda x, dtype: x.astype(dtype))
@@ -75,7 +75,7 @@ class Shapes:
 
     def through_pages(self):
         """The kernel alone, over pools of pages."""
-        with sharding.use(self.layout):
+        with sharding.use(self.layout), dispatch.use("pallas"):
             call = dispatch.Call.of(self.q, self.q_pos.shape[1], self.store.k, SLOTS, False)
             kernel = dispatch.module(dispatch.choose(call)).partial
 

@@ -27,8 +27,7 @@ def call(
         (call(), "tpu"),
         (call(dtype="float32", stored="float32"), "tpu"),
         (call(stored="int8", width=256), "tpu"),
-        (call("gpu", "9.0"), "gpu"),
-        (call("gpu", "9.0", "float16", "float8_e4m3fn", width=64), "gpu"),
+        (call("gpu", "9.0"), "xla"),  # until a device has proved it, only where it is forced
         (call("cpu", dtype="float32", stored="float32"), "xla"),
         (call("cpu", width=7), "xla"),
         (call("gpu", "8.0"), "xla"),  # no wgmma: a matter of the machine, not of the model
@@ -45,9 +44,6 @@ def test_the_table_chooses_without_a_word(given, module):
     [
         (call(width=80), "heads of width 64, 96, 128, 256, not of 80"),
         (call(dtype="float16", stored="float16"), "computes in bfloat16 or float32, not in float16"),
-        (call("gpu", "9.0", "float32", "float32"), "computes in bfloat16 or float16, not in float32"),
-        (call("gpu", "9.0", "float16", "bfloat16"), "the dtype of its queries, float16, not bfloat16"),
-        (call("gpu", "9.0", group=71), "at most 64 query heads to a key/value head, not 71"),
         (call(stored="Packed"), "reads keys in bfloat16, float32, int8, float8_e4m3fn, not in Packed"),
         (call(latent=True), "latent attention"),
         (call(slots=100), "a multiple of 128 slots, not 100"),
@@ -62,6 +58,25 @@ def test_what_a_kernel_does_not_take_falls_back_and_says_why_once(given, reason,
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert dispatch.choose(given).module == "xla"
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (call("gpu", "9.0"), None),
+        (call("gpu", "9.0", "float16", "float8_e4m3fn", width=64), None),
+        (call("gpu", "9.0", "float32", "float32"), "computes in bfloat16 or float16, not in float32"),
+        (call("gpu", "9.0", "float16", "bfloat16"), "the dtype of its queries, float16, not bfloat16"),
+        (call("gpu", "9.0", group=71), "at most 64 query heads to a key/value head, not 71"),
+    ],
+)
+def test_what_the_kernel_for_hopper_takes_where_it_is_forced(given, reason):
+    with dispatch.use("pallas"):
+        if reason is None:
+            assert dispatch.choose(given).module == "gpu"
+        else:
+            with pytest.raises(InputError, match=reason):
+                dispatch.choose(given)
 
 
 def test_a_forced_choice_that_cannot_run_says_what_would():
