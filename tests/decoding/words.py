@@ -35,6 +35,12 @@ class Words:
         return self.text(ids).decode("utf-8", "replace")
 
 
+WORDS = Words()
+LIST = r"((a|b|c){1,3}( a|, )){4,9}[0-2]{2,4}(-1(é)?)*"
+DATE = r"(0|1|2){4}(-[0-2]{2}){2}"
+PATTERNS = (LIST, DATE, r"(ab|ca|é)*", r"(0|[12][0-2]*)(-1)?(, [0-2]+)*", "x?( a)+b|x|x-1")
+
+
 @functools.cache
 def slow_allowed(words, pattern, ids):
     """bool[V]: which tokens may follow these ids: those with which the text can still grow into a match."""
