@@ -64,7 +64,7 @@ for cfg, shape in ((divisible, (2, 4)), (odd, (4, 2))):
         up = spread.params["segment_0"]["layer_0"]["mlp"]["up"]["kernel"]
         assert up.addressable_shards[0].data.shape == (2, 16, 32), up.sharding
         assert spread.params["embed"]["embedding"].addressable_shards[0].data.shape == (24, 32)
-        k = spread.target.empty_cache(Window(), 4, 128).stores["global"].k
+        k = spread.target.empty_cache(Window(), [1] * 4, 128).stores["global"].k
         assert k.addressable_shards[0].data.shape == (2, 2, 1, 128, 8), k.sharding
     drawn = Sample(), Sampling(temperature=[0.0, 0.9, 0.0, 1.1])
     for method, sampling in ((Lookup(width=4), None), drawn) if cfg is divisible else (drawn,):
