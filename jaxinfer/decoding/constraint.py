@@ -186,7 +186,8 @@ def behind(masks: Masks | None, at: jax.Array | None, verdict: Verdict) -> jax.A
     last = jnp.maximum(verdict.n - 1, 0)[:, None]
     column = last if verdict.take is None else jnp.take_along_axis(verdict.take, last, axis=1)
     emitted = jnp.take_along_axis(verdict.emit, last, axis=1)
-    return advance(masks, jnp.take_along_axis(at, column, axis=1), emitted)[:, 0]
+    after = advance(masks, jnp.take_along_axis(at, column, axis=1), emitted)[:, 0]
+    return jnp.where(verdict.n > 0, after, masks.at)
 
 
 def moved(masks: Masks | None, at: jax.Array | None) -> Masks | None:

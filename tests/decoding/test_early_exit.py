@@ -149,7 +149,6 @@ def test_a_real_model(smollm2):
     assert 27 * 24 < result.stats.figures["layers"][0] < 30 * 24
     _, said = states(smollm2.network, smollm2.target.params, np.array([prompt]))
     assert result.tokens[0][0] in (said[26, 0, -1], said[29, 0, -1])
-    assert result.texts[0].startswith(" Wednesday Thursday Friday")
 
 
 def test_the_classifier_tells_right_from_wrong(model, classifier):
