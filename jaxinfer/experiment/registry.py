@@ -89,16 +89,21 @@ def _construct(what: str, cls: type, hints: Mapping, parameters: Mapping, path: 
     for key in parameters:
         if key not in names:
             raise origin.error((*path, key), f"{what} has no such parameter{suggest(key, names)}")
-    values = {
-        key: method(value, (*path, key), origin)  # one method within another
-        if hints[key] is jaxinfer.DecodeMethod
-        else _typed(value, hints[key], (*path, key), origin)
-        for key, value in parameters.items()
-    }
+    values = {key: _value(value, hints[key], (*path, key), origin) for key, value in parameters.items()}
     try:
         return cls(**values)
     except (ValueError, TypeError) as error:
         raise origin.error(path, " ".join(str(error).split())) from None
+
+
+def _value(value: Any, hint: Any, path: Keys, origin: Origin) -> Any:
+    if hint is jaxinfer.DecodeMethod:  # one method within another
+        return method(value, path, origin)
+    parts = [one for one in (hint, *typing.get_args(hint)) if isinstance(one, type) and dataclasses.is_dataclass(one)]
+    if parts and isinstance(value, Mapping):  # a dataclass within the method
+        (part,) = parts
+        return _construct(part.__name__, part, typing.get_type_hints(part), value, path, origin)
+    return _typed(value, hint, path, origin)
 
 
 def _typed(value: Any, hint: Any, path: Keys, origin: Origin) -> Any:

@@ -73,7 +73,13 @@ def test_logits_of_a_whole_chunk_are_never_held(tiny_llama):
     model = Model.random(tiny_llama.config.replace(vocab_size=vocab))
     target = model.target
     tokens = np.zeros((1, 512), np.int32)
-    args = (target.params, target.empty_cache(Window(), np.array([512]), 512), tokens, tokens, np.array([512], np.int32))
+    args = (
+        target.params,
+        target.empty_cache(Window(), np.array([512]), 512),
+        tokens,
+        tokens,
+        np.array([512], np.int32),
+    )
     args = (*args[:2], *(target.place(x, "batch") for x in args[2:]))
     compiled, _ = program(cross_entropy, (target.model,), args, carry=1)
     one_block = 64 * vocab * 4

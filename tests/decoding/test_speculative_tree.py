@@ -157,8 +157,8 @@ def test_the_statistic_notices_siblings_drawn_as_the_rule_does_not_say(pair, mon
     drawn = speculative_tree.draw_siblings
     monkeypatch.setattr(speculative_tree, "draw_siblings", lambda *args: drawn(*args[:-1], True))
     method = SpeculativeTree(((0, 0), (0, 1), (1, 0), (1, 1), (2,)))  # a program of its own
-    counts = texts_of(target.attach(draft=draft), method, Sampling(temperature=1.0), rows=16384, calls=1)
-    assert excess(counts, exact(target, 1.0, VOCAB)) > 1.5
+    counts = texts_of(target.attach(draft=draft), method, Sampling(temperature=1.0), rows=16384, calls=2)
+    assert excess(counts, exact(target, 1.0, VOCAB)) > 1.2
 
 
 def test_a_row_at_temperature_zero_among_others_is_greedy(tiny_llama, ragged, greedy):
@@ -171,7 +171,7 @@ def test_a_row_at_temperature_zero_among_others_is_greedy(tiny_llama, ragged, gr
 
 
 def test_what_it_refuses(tiny_llama, tiny_gemma):
-    prompts = [[1, 2, 3]]
+    prompts = [[1, 2]]
     for make, line in (
         (lambda: SpeculativeTree(()), "paths="),
         (lambda: SpeculativeTree(((0,), (2,))), "skip a rank"),
@@ -180,7 +180,7 @@ def test_what_it_refuses(tiny_llama, tiny_gemma):
         (lambda: Dynamic(beam=0), "beam=0"),
         (
             lambda: registry.method({"name": "speculative_tree", "dynamic": {"depht": 2}}, ("m",), Origin("f")),
-            "dynamic",
+            "dynamic.depht: Dynamic has no such parameter; nearest: 'depth'",
         ),
     ):
         with pytest.raises(InputError, match=line):
