@@ -1,12 +1,11 @@
 """Speculative decoding with a draft model: what it saves, what it keeps, and what it refuses."""
 
 import dataclasses
-from itertools import product
 
 import jax
 import numpy as np
 import pytest
-from scipy.stats import chi2
+from distributions import VOCAB, disagreeing_pair, exact, excess, texts_of
 from small_methods import blurred
 
 from jaxinfer import (
@@ -75,53 +74,14 @@ def test_no_guess_goes_beyond_the_limit_or_the_context(tiny_llama):
     assert len(plain[0]) == 3
 
 
-VOCAB = 8
-SMALL = dict(vocab_size=VOCAB, d_model=16, d_ff=32, n_heads=2, n_kv_heads=1, head_dim=8, max_positions=64)
-
-
 @pytest.fixture(scope="module")
-def pair(tiny_llama):
-    """A target and a draft of one layer each, that disagree often."""
-    config = tiny_llama.config.replace(segments=(Segment((LayerKind(),), 1),), **SMALL)
-    return Model.random(config, seed=3), Model.random(config, seed=4)
-
-
-PROMPT = [1, 5, 1]  # lookup has a guess
-
-
-def texts_of(target, method, sampling, rows=4096, calls=2):
-    """How often each text of three tokens came, of rows * calls."""
-    counts = np.zeros((VOCAB,) * 3)
-    for call in range(calls):
-        seeds = [call * rows + row for row in range(rows)]
-        tokens = target.generate([PROMPT] * rows, max_new_tokens=3, method=method, sampling=sampling, seed=seeds).tokens
-        np.add.at(counts, tuple(np.array(tokens).T), 1)
-    return counts
-
-
-def exact(target, temperature, top_k):
-    """The probability of each text of three tokens."""
-    texts = np.array([[*PROMPT, *tail] for tail in product(range(VOCAB), repeat=2)])
-    logits = np.asarray(target.logits(texts), np.float64)[:, len(PROMPT) - 1 :] / temperature
-    logits[logits < np.sort(logits, axis=-1)[..., -top_k, None]] = -np.inf
-    probs = np.exp(logits - logits.max(-1, keepdims=True))
-    probs = (probs / probs.sum(-1, keepdims=True)).reshape(VOCAB, VOCAB, 3, VOCAB)
-    one, two, three = probs[0, 0, 0], probs[:, 0, 1], probs[:, :, 2]
-    return one[:, None, None] * two[:, :, None] * three
-
-
-def excess(counts, probs):
-    """Chi-square over its threshold: a correct method is below 1 but for one seed in 100,000."""
-    observed, expected = counts.ravel(), counts.sum() * probs.ravel()
-    often = expected >= 5
-    observed, expected = (np.append(x[often], x[~often].sum()) for x in (observed, expected))
-    used = expected >= 1
-    return np.sum((observed - expected)[used] ** 2 / expected[used]) / chi2.isf(1e-5, used.sum() - 1)
+def disagreeing(tiny_llama):
+    return disagreeing_pair(tiny_llama)
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(1.0, VOCAB), (0.6, 5)])
-def test_sampled_texts_are_distributed_as_the_target_says(pair, temperature, top_k):
-    target, draft = pair
+def test_sampled_texts_are_distributed_as_the_target_says(disagreeing, temperature, top_k):
+    target, draft = disagreeing
     sampling = Sampling(temperature=temperature, top_k=top_k)
     probs = exact(target, temperature, top_k)
     assert excess(texts_of(target.attach(draft=draft), Speculative(3), sampling), probs) < 1
@@ -133,8 +93,8 @@ def test_sampled_texts_are_distributed_as_the_target_says(pair, temperature, top
     [SelfSpeculative(3, exit=1), Fallback(Lookup(3, 1), Speculative(2)), Cascade(3, inner=Lookup(2, 1))],
     ids=lambda method: type(method).__name__,
 )
-def test_other_drafts_keep_the_distribution_too(pair, method):
-    target, draft = pair
+def test_other_drafts_keep_the_distribution_too(disagreeing, method):
+    target, draft = disagreeing
     if isinstance(method, SelfSpeculative):
         target = Model.random(target.config.replace(segments=(Segment((LayerKind(),), 2),)), seed=3)
     sampling = Sampling(temperature=0.8)
@@ -142,9 +102,9 @@ def test_other_drafts_keep_the_distribution_too(pair, method):
     assert excess(counts, exact(target, 0.8, VOCAB)) < 1
 
 
-def test_the_statistic_notices_a_proposal_that_is_not_what_was_drawn_from(pair, monkeypatch):
+def test_the_statistic_notices_a_proposal_that_is_not_what_was_drawn_from(disagreeing, monkeypatch):
     """Guesses drawn at another temperature than the proposal says."""
-    target, draft = pair
+    target, draft = disagreeing
     drawn = speculative.draw
     monkeypatch.setattr(speculative, "draw", lambda keys, probs: drawn(keys, probs**0.5))
     sampling, method = Sampling(temperature=0.6), Speculative(3, confidence=1e-6)  # a program of its own

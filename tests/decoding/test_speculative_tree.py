@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from distributions import VOCAB, disagreeing_pair, exact, excess, texts_of
 from small_methods import blurred
-from test_speculative import VOCAB, exact, excess, pair, texts_of  # noqa: F401
 
 from jaxinfer import (
     Adaptive,
@@ -35,6 +35,11 @@ LENGTHS = (1, 4, 30, 17, 64)
 NEW = 40
 RAGGED = ((0, 0, 0), (0, 0, 1), (0, 1), (1, 0), (2,))
 STATIC, DYNAMIC = SpeculativeTree(paths=RAGGED), SpeculativeTree(dynamic=Dynamic(width=8, depth=3, beam=3))
+
+
+@pytest.fixture(scope="module")
+def disagreeing(tiny_llama):
+    return disagreeing_pair(tiny_llama)
 
 
 def drafting(model, method, prompts, steps):
@@ -144,16 +149,16 @@ BUSH = expansion(3, 2)
 @pytest.mark.parametrize(
     ("temperature", "top_k", "replace"), [(1.0, VOCAB, False), (0.6, 2, False), (1.0, VOCAB, True)]
 )
-def test_sampled_texts_are_distributed_as_the_target_says(pair, temperature, top_k, replace):  # noqa: F811
+def test_sampled_texts_are_distributed_as_the_target_says(disagreeing, temperature, top_k, replace):
     """top_k=2 leaves the draft model fewer tokens than it has to guess below the root."""
-    target, draft = pair
+    target, draft = disagreeing
     sampling, method = Sampling(temperature=temperature, top_k=top_k), SpeculativeTree(BUSH, replace=replace)
     counts = texts_of(target.attach(draft=draft), method, sampling, rows=16384, calls=2)
     assert excess(counts, exact(target, temperature, top_k)) < 1
 
 
-def test_the_statistic_notices_siblings_drawn_as_the_rule_does_not_say(pair, monkeypatch):  # noqa: F811
-    target, draft = pair
+def test_the_statistic_notices_siblings_drawn_as_the_rule_does_not_say(disagreeing, monkeypatch):
+    target, draft = disagreeing
     drawn = speculative_tree.draw_siblings
     monkeypatch.setattr(speculative_tree, "draw_siblings", lambda *args: drawn(*args[:-1], True))
     method = SpeculativeTree(((0, 0), (0, 1), (1, 0), (1, 1), (2,)))  # a program of its own

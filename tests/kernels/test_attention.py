@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -158,17 +159,6 @@ def test_fresh_part_of_a_chain(tokens):
     case = Case((6, 2), 64, tokens, (0, 7), slots=BLOCK, window=100)
     mask = chain(case)
     check(fresh_partial(case.q, case.k, case.v, jnp.asarray(mask)), slow(case.q, case.k, case.v, mask))
-
-
-def tree(rng, batch, tokens):
-    """Each token sees itself and the ancestors of a parent that stands before it."""
-    mask = np.zeros((batch, tokens, tokens), bool)
-    for row in range(batch):
-        for token in range(tokens):
-            if token:
-                mask[row, token] = mask[row, rng.integers(0, token)]
-            mask[row, token, token] = True
-    return mask
 
 
 @pytest.mark.parametrize("tokens", [7, 140])

@@ -12,7 +12,7 @@ from jaxinfer import InputError
 from jaxinfer.cache.store import Store, extent
 from jaxinfer.kernels import dispatch
 from jaxinfer.kernels.attention import attend
-from jaxinfer.kernels.contract import Scoring
+from jaxinfer.kernels.contract import PLAIN
 
 
 def call(
@@ -97,7 +97,7 @@ def test_names_are_checked():
         dispatch.use("pallas", target="npu").__enter__()
 
 
-def layer(case, dtype=jnp.float32, scoring=Scoring(), decode=lambda x, dtype: x.astype(dtype)):  # noqa: B008
+def layer(case, dtype=jnp.float32, scoring=PLAIN, decode=lambda x, dtype: x.astype(dtype)):
     store = Store(case.k, case.v, case.kv_pos)
     k = v = jnp.ones((case.q.shape[0], case.q.shape[1], case.tokens, case.q.shape[3]), dtype)
     read = case.q_pos, extent(store), case.visible, decode, scoring
