@@ -1,10 +1,11 @@
-"""How fast is attention? Each formulation of one layer, beside what the machine's memory and arithmetic allow.
+"""How fast is attention, and how exact? Each formulation of one layer, beside what memory and arithmetic allow.
 
     python experiments/kernels.py configs/kernels.yaml
     python experiments/kernels.py configs/kernels.yaml heads=8 kv_heads=2 width=64 dtype=float32
 
 Beside the formulations of jaxinfer run `jax.nn.dot_product_attention` (XLA, and cuDNN on a GPU) and, where torch is
-installed, its `scaled_dot_product_attention`; these two read a cache that is full, and no quantized one.
+installed, its `scaled_dot_product_attention`; these two read a cache that is full, and no quantized one. The error of
+each is its largest difference from the definition in float32 over the same numbers, relative to the largest output.
 """
 
 import dataclasses
@@ -29,11 +30,12 @@ from jaxinfer.errors import InputError
 from jaxinfer.experiment import results, script
 from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, read_as
 from jaxinfer.kernels import dispatch
-from jaxinfer.kernels.attention import attend, fold_heads
+from jaxinfer.kernels.attention import attend, fold_heads, unfold_heads
 from jaxinfer.kernels.contract import Codes, dequantize, quantize
 
 LAYERS = 2  # in the stack: a formulation that copied its slice of one would show
 LARGEST = 4 << 30  # bytes of scores that the reference may hold
+EXACT = "definition in float32"  # what the others are compared with; not a row of the table
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,17 @@ def ceilings(config: Config) -> tuple[float, float]:
     return 2 * size / seconds_of(config, lambda: copy(x)), 2 * n**3 / seconds_of(config, lambda: product(y))
 
 
-def formulations(config: Config, case: Case) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Names, and calls that compute the attention of this case; those that the machine cannot run are left out."""
+@dataclass(frozen=True)
+class Formulation:
+    """A call that computes the attention of a case, and what brings its result to float32[B, T, N, H]."""
+
+    name: str
+    call: Callable[[], Any]
+    unfold: Callable[[Any], np.ndarray]
+
+
+def formulations(config: Config, case: Case) -> Iterator[Formulation]:
+    """Those that the machine can run; the definition in float32 comes first, where it fits into memory."""
     keys = jax.random.split(jax.random.key(0), 5)
     dtype, slots = jnp.dtype(config.dtype), round_up(max(case.live, 1), 1024)
     shape = (LAYERS, case.batch, config.kv_heads, slots, config.width)
@@ -126,8 +137,16 @@ def formulations(config: Config, case: Case) -> Iterator[tuple[str, Callable[[],
         folded = fold_heads(q, config.kv_heads)
         return attend(folded, k, v, None, store, jnp.int32(1), q_pos, extent(store), visible, decode)
 
+    def unfold(out):
+        return np.asarray(unfold_heads(out, case.tokens), np.float32)
+
     args = q, *fresh, store, q_pos
     scores = case.batch * config.heads * case.tokens * (slots + case.tokens) * 4
+    if scores <= LARGEST:
+        exact = (*(x.astype(jnp.float32) for x in args[:3]), *args[3:])
+        with dispatch.use("reference"):
+            compiled = jax.jit(lambda *args: layer(*args)).lower(*exact).compile()
+        yield Formulation(EXACT, partial(compiled, *exact), unfold)
     for name in ("reference", "xla", "pallas"):
         if name == "reference" and scores > LARGEST:
             continue
@@ -137,7 +156,7 @@ def formulations(config: Config, case: Case) -> Iterator[tuple[str, Callable[[],
                 compiled = jax.jit(lambda *args: layer(*args)).lower(*args).compile()
         except InputError:
             continue
-        yield name, partial(compiled, *args)
+        yield Formulation(name, partial(compiled, *args), unfold)
     if case.stored:
         return
     # The others want the cache and the fresh tokens as one array: [B, S, K, H].
@@ -149,11 +168,11 @@ def formulations(config: Config, case: Case) -> Iterator[tuple[str, Callable[[],
     for name in [*names, *(["cudnn"] if jax.default_backend() == "gpu" else [])]:
         shown = dict(is_causal=True) if case.live == 0 else dict(mask=mask)
         whole = jax.jit(partial(jax.nn.dot_product_attention, implementation=name, scale=1.0, **shown))
-        yield f"jax.nn, {name}", partial(whole, q, k, v)
+        yield Formulation(f"jax.nn, {name}", partial(whole, q, k, v), lambda out: np.asarray(out, np.float32))
     yield from of_torch(config, case, q, k, v)
 
 
-def of_torch(config: Config, case: Case, q: Any, k: Any, v: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
+def of_torch(config: Config, case: Case, q: Any, k: Any, v: Any) -> Iterator[Formulation]:
     """PyTorch's attention on the same numbers, on the same kind of device, where it is installed."""
     try:
         import torch
@@ -172,11 +191,12 @@ def of_torch(config: Config, case: Case, q: Any, k: Any, v: Any) -> Iterator[tup
 
     def run():
         with torch.no_grad():
-            torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=1.0, enable_gqa=True, **shown)
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=1.0, enable_gqa=True, **shown)
         if device == "cuda":
             torch.cuda.synchronize()
+        return out
 
-    yield "torch", run
+    yield Formulation("torch", run, lambda out: out.float().transpose(1, 2).cpu().numpy())
 
 
 def measured(config: Config, case: Case, copy: float, flops: float) -> list[dict[str, Any]]:
@@ -185,20 +205,28 @@ def measured(config: Config, case: Case, copy: float, flops: float) -> list[dict
     read = 2 * case.batch * config.kv_heads * (case.live + case.tokens) * config.width * size
     seen = case.tokens * case.live + case.tokens * (case.tokens + 1) // 2
     work = 4 * case.batch * config.heads * seen * config.width
-    rows = []
-    for name, call in formulations(config, case):
-        seconds = seconds_of(config, call)
+    rows: list[dict[str, Any]] = []
+    exact: np.ndarray | None = None
+    for one in formulations(config, case):
+        out = one.unfold(one.call())
+        if one.name == EXACT:
+            exact = out
+            continue
+        error = None if exact is None else float(np.abs(out - exact).max() / np.abs(exact).max())
+        seconds = seconds_of(config, one.call)
         achieved = {"of_copy": read / seconds / copy, "of_flops": work / seconds / flops}
-        rows.append(dataclasses.asdict(case) | {"formulation": name, "seconds": seconds} | achieved)
+        rows.append(dataclasses.asdict(case) | {"formulation": one.name, "seconds": seconds, "error": error} | achieved)
     return rows
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
     """A row for each case and formulation."""
-    shown = Table("rows", "tokens", "live", "stored", "formulation", "ms", "of copy bandwidth", "of FLOP/s", box=None)
+    names = ("rows", "tokens", "live", "stored", "formulation", "ms", "of copy bandwidth", "of FLOP/s", "error")
+    shown = Table(*names, box=None)
     for row in rows:
         given = (str(row[key] or "-") for key in ("batch", "tokens", "live", "stored", "formulation"))
-        shown.add_row(*given, f"{1e3 * row['seconds']:.3f}", f"{row['of_copy']:.0%}", f"{row['of_flops']:.0%}")
+        error = "-" if row["error"] is None else f"{row['error']:.1e}"
+        shown.add_row(*given, f"{1e3 * row['seconds']:.3f}", f"{row['of_copy']:.0%}", f"{row['of_flops']:.0%}", error)
     return shown
 
 
