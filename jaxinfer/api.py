@@ -22,6 +22,7 @@ from jaxinfer.layers.moe import RouterStats
 from jaxinfer.layers.stacked import MOST_SEPARATED, separate
 from jaxinfer.model import Transformer, init_params, param_axes
 from jaxinfer.programs import enable_compilation_cache
+from jaxinfer.shapes import shape_of
 from jaxinfer.sharding import DATA_TENSOR, Rules, Sharding
 from jaxinfer.stats import Stats
 
@@ -284,6 +285,8 @@ class Stream:
 def load(source: str, dtype: str | None = None) -> Model:
     """A model from a built-in name, a GGUF file, a Hugging Face folder or hub id, or an Orbax checkpoint of ours.
 
+    `random:llama3-8b` has that model's shape (`shapes.SHAPES`), random weights, and no tokenizer.
+
     dtype: "float32" or "bfloat16", of the weights and activations; None: float32 on a CPU, bfloat16 elsewhere. Raises
     InputError if there is nothing to load, or something is wrong with it.
     """
@@ -294,6 +297,8 @@ def load(source: str, dtype: str | None = None) -> Model:
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"dtype={dtype!r} must be 'float32' or 'bfloat16'")
     enable_compilation_cache()
+    if shape := shape_of(source):
+        return dataclasses.replace(Model.random(shape, dtype=dtype), name=source)
     found = load_checkpoint(source, dtype)
     return Model(found.config, found.params, found.tokenizer, found.name, dtype)
 

@@ -53,7 +53,7 @@ BUILTINS: dict[str, Builtin] = {
 
 ACCEPTED = (
     "a built-in name ({names}), a .gguf file, a Hugging Face folder (config.json), an Orbax folder ({manifest}), "
-    "or a hub id (org/name)"
+    "a hub id (org/name), or random:SHAPE"
 )
 
 

