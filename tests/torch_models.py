@@ -92,7 +92,6 @@ def _filled(
     architecture: type, config, builtin: str, names: dict[str, str], convert: Callable[[str, np.ndarray], np.ndarray]
 ) -> torch.nn.Module:
     """A model of this architecture that holds the file's weights in float32, each of them exactly once."""
-    torch.set_num_threads(2)
     with torch.device("meta"):
         model = architecture(config)
     model = model.to_empty(device="cpu").eval()
