@@ -46,7 +46,7 @@ class Case:
 
 @pytest.mark.parametrize(
     ("shape", "skew"),
-    [((1, 4, 2), 0), ((7, 4, 2), 3), ((100, 8, 3), 0), ((300, 5, 1), 3), ((3, 64, 6), 0), ((33, 6, 6), 0)],
+    [((1, 4, 2), 0), ((7, 4, 2), 3), ((100, 8, 3), 0), ((700, 3, 1), 1), ((3, 64, 6), 0), ((33, 6, 6), 0)],
     ids=str,
 )
 @pytest.mark.parametrize("compute", [dispatch.dense, dispatch.dropless])
@@ -54,6 +54,21 @@ def test_every_token_gets_its_own_experts(shape, compute, skew):
     """With a skew, one expert gets nearly all tokens and others get none."""
     case = Case(*shape, skew=skew)
     np.testing.assert_allclose(case.of(compute), case.slow(), rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_are_no_larger_than_what_is_in_them():
+    """Loads of 515, 200 and 33 are blocks of 256, 256, 32; 256; 64: a part of each size, against the definition."""
+    assert dispatch.block_sizes(748, 1, 3) == (32, 64, 128, 256)
+    assert dispatch.block_sizes(8, 2, 8) == (8,)  # an expert's weights are read once, whoever chooses it
+    assert dispatch.block_sizes(1, 2, 8) == (1,)
+    load = np.array([515, 200, 33])
+    assert dispatch.computed(jnp.asarray(load), 748, 1) == 2 * 256 + 32 + 256 + 64
+    case = Case(748, 3, 1)
+    case.chosen = jnp.asarray(np.random.default_rng(1).permutation(np.repeat(np.arange(3), load))[:, None], jnp.int32)
+    seen = []
+    case.ffn = lambda rows, e, ffn=case.ffn: (seen.append(len(rows)), ffn(rows, e))[1]
+    np.testing.assert_allclose(case.of(dispatch.dropless), case.of(dispatch.dense), rtol=1e-5, atol=1e-5)
+    assert set(seen) == {32, 64, 128, 256, 748}
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 1.5, 100.0])
