@@ -53,7 +53,7 @@ class Config:
     name: str
     model: ModelSpec | None = None
     text: str | None = None
-    text_tokens: int = 1024
+    text_tokens: int = 512
     active: float = 0.5
     tokens: int = 2048
     d_model: int = 512
@@ -160,32 +160,34 @@ def load(config: Config) -> tuple[jaxinfer.Model, np.ndarray] | None:
 
 
 def of_model(
-    config: Config, model: jaxinfer.Model, ids: np.ndarray, experts: int, step: Callable[[], None]
+    config: Config, model: jaxinfer.Model, ids: np.ndarray, experts: int, step: Callable[[str], None]
 ) -> list[Row]:
     """The same of a model's own routers, on a text int32[1, tokens + 1], with the perplexity that is left."""
-    top_k = max(1, round(config.active * experts))
-    split = moefy(model, experts, top_k)
+    split = moefy(model, experts, experts)
     found = []
-    for router, factor in variants(config, experts):
-        options: Row = {"router": router}
-        if factor is not None:
-            options |= {"dispatch": "capacity", "capacity_factor": factor}
-        stats, nll = on_text(reroute(split, **options), ids)
+    for router, top_k, factor in variants(config, experts):
+        bounded = {} if factor is None else {"dispatch": "capacity", "capacity_factor": factor}
+        stats, nll = on_text(reroute(split, router=router, top_k=top_k, **bounded), ids)
         load = np.concatenate([x.load for x in stats.values()])
         row: Row = {"experts": experts, "top_k": top_k, "router": router, "factor": factor, "tokens": ids.shape[1] - 1}
         row["bound"] = "dropless" if factor is None else f"x{factor:g}"
         row["dropped"] = float(np.mean(np.concatenate([x.dropped for x in stats.values()])))
         row["kept_load"] = float((load.max(axis=1) / load.mean(axis=1)).mean())
         found.append(row | {"perplexity": float(np.exp(nll))})
-        step()
+        step(f"{top_k} of {experts} experts, {router}, {row['bound']}: perplexity {np.exp(nll):.2f}")
     return found
 
 
-def variants(config: Config, experts: int) -> list[tuple[str, float | None]]:
-    """Routers and capacity factors that a model is measured with: one router, and all where routers are compared."""
-    routers = config.routers if experts == config.middle else config.routers[:1]
-    factors = (*config.capacity_factors, None)
-    return [(r, f) for r in routers for f in factors if not (r == "expert_choice" and f is None)]
+def variants(config: Config, experts: int) -> list[tuple[str, int, float | None]]:
+    """Router, top_k and capacity factor of what a model is measured with.
+
+    One router; where routers are compared, all of them, and all experts on: the model as it was.
+    """
+    top_k, factors = max(1, round(config.active * experts)), (None, *config.capacity_factors)
+    if experts != config.middle:
+        return [(config.routers[0], top_k, f) for f in factors]
+    found = [(r, top_k, f) for r in config.routers for f in factors if r != "expert_choice" or f is not None]
+    return [("softmax", experts, None), *found]
 
 
 def dispatches(config: Config, moe: MoE, skew: float, factor: float) -> Row:
@@ -303,17 +305,21 @@ def main(path: str, *overrides: str) -> None:
     parts = len(mixtures) * (1 + len(skews)) + (sum(len(variants(config, n)) for n in config.experts) if loaded else 0)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("measuring", total=parts)
-        for moe in mixtures:
-            progress.update(task, description=f"{moe.experts} experts")
-            found["dropped"] += drops(config, moe)
+
+        def step(line: str) -> None:
+            progress.console.print(line, highlight=False)
             progress.advance(task)
+
+        for moe in mixtures:
+            found["dropped"] += drops(config, moe)
+            step(f"{moe.experts} experts: what {', '.join(config.routers)} drop")
             for skew in skews:
                 factor = config.capacity_factors[1 % len(config.capacity_factors)]
-                found["dispatches"].append(dispatches(config, moe, skew, factor))
-                progress.advance(task)
+                row = dispatches(config, moe, skew, factor)
+                found["dispatches"].append(row)
+                step(f"{moe.experts} experts, skew {skew:g}: dropless {row['ratio']:.2f} times as fast")
         for experts in config.experts if loaded else ():
-            progress.update(task, description=f"{loaded[0].name} as {experts} experts")
-            found["model"] += of_model(config, *loaded, experts, lambda: progress.advance(task))
+            found["model"] += of_model(config, *loaded, experts, step)
     folder = results.new_run(config)
     write_atomic(folder / "results.json", json.dumps(found, indent=2) + "\n")
     for name, svg in plots(config, found).items():

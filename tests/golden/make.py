@@ -76,7 +76,7 @@ DEEPSEEK = SIZES | dict(
     num_hidden_layers=3,
     first_k_dense_replace=1,
 )
-DEEPSEEK2 = DEEPSEEK | dict(moe_intermediate_size=8)
+DEEPSEEK2 = DEEPSEEK | dict(moe_intermediate_size=8, intermediate_size=32)
 GROUPS = dict(n_routed_experts=8, n_group=4, topk_group=2)
 
 CASES = {
@@ -140,7 +140,7 @@ CASES = {
     "deepseek-v2": ("DeepseekV2Config", dict(DEEPSEEK2, n_routed_experts=6, q_lora_rank=None)),
     "deepseek-v2-groups": (
         "DeepseekV2Config",
-        dict(DEEPSEEK2, **GROUPS, topk_method="group_limited_greedy", routed_scaling_factor=1.7),
+        dict(DEEPSEEK2, **GROUPS, num_hidden_layers=2, topk_method="group_limited_greedy", routed_scaling_factor=1.7),
     ),
     "deepseek-v3": ("DeepseekV3Config", dict(DEEPSEEK, **GROUPS, rope_parameters=dict(YARN, mscale_all_dim=0.7))),
     "mamba": ("MambaConfig", dict(SMALL, hidden_size=48, num_hidden_layers=2, state_size=8)),
