@@ -15,7 +15,7 @@ from jaxinfer.config import MoE
 Expert = Callable[[jax.Array, jax.Array], jax.Array]
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 8, 256  # rows that one expert computes at a time: measured, docs/cpu.md
-SMALLEST_PART = 32  # of a block that is not full: to bring the weights to the product costs about as much as 20 rows
+SMALLEST_PART = 32  # of a block that is not full
 
 
 def capacity(n_tokens: int, moe: MoE) -> int:
@@ -112,8 +112,8 @@ def dropless(x: jax.Array, gates: jax.Array, experts: jax.Array, ffn: Expert, n_
 def block_sizes(n: int, k: int, n_experts: int) -> tuple[int, ...]:
     """How many rows a block of `dropless` may compute, the whole block last: powers of two.
 
-    A block is about what an expert gets if all get as much. It costs as much as FEW_ROWS rows to bring an expert's
-    weights to the product, so blocks are not smaller than that, nor larger than the rows that an expert may get.
+    A block is about what an expert gets if all get as much. It takes as long as some 8 rows to bring an expert's
+    weights to the product, so blocks are not smaller than that; nor larger than n, all that an expert may get.
     """
     average = 1 << (3 * n * k // (2 * n_experts)).bit_length() >> 1
     whole = min(1 << (n - 1).bit_length(), max(SMALLEST_BLOCK, min(LARGEST_BLOCK, average)))
