@@ -237,60 +237,64 @@ def table(rows: Sequence[Row], **columns: str) -> Table:
     return shown
 
 
-def tables(found: dict[str, list[Row]]) -> list[Table]:
-    """What is dropped, what dispatch costs, and what is left of a model."""
+def tables(config: Config, found: dict[str, list[Row]]) -> list[Table]:
+    """What is dropped, a column for each capacity factor; what dispatch costs; and what is left of a model."""
+    n = len(config.capacity_factors)
+    groups = (found["dropped"][start : start + n] for start in range(0, len(found["dropped"]), n))
+    dropped = [rows[0] | {f"at_{i}": row["dropped"] for i, row in enumerate(rows)} for rows in groups]
+    factors = {f"x{factor:g}": f"{{at_{i}:.1%}}" for i, factor in enumerate(config.capacity_factors)}
     size, routed = dict(experts="{experts}", top_k="{top_k}"), dict(router="{router}", skew="{skew:g}")
-    kept = dict(dropped="{dropped:.1%}", fullest="{kept_load:.2f}")
-    work = dict(computed="{computed:.2f}", computed_dropless="{dropless_computed:.2f}")
+    work = dict(fullest="{fullest:.2f}", dropless_computes="{dropless_computed:.2f}")
     times = dict(dropless="{dropless_ms:.1f} ms", capacity="{capacity_ms:.1f} ms", ratio="{ratio:.2f}")
     memory = dict(scratch_of_dropless="{dropless_mb:.1f} MB", scratch_of_capacity="{capacity_mb:.1f} MB")
-    shown = [
-        table(found["dropped"], **size, **routed, factor="x{factor:g}", **kept, all_of_fullest="{fullest:.2f}", **work),
+    left = dict(factor="{bound}", dropped="{dropped:.1%}", fullest="{kept_load:.2f}", perplexity="{perplexity:.2f}")
+    return [
+        table(dropped, **size, **routed, **work, **factors),
         table(found["dispatches"], **size, skew="{skew:g}", factor="x{factor:g}", **times, **memory),
+        *([table(found["model"], **size, router="{router}", **left)] if found["model"] else []),
     ]
-    if found["model"]:
-        shown.append(
-            table(found["model"], **size, router="{router}", factor="{bound}", **kept, perplexity="{perplexity:.2f}")
-        )
-    return shown
 
 
 def plots(config: Config, found: dict[str, list[Row]]) -> dict[str, str]:
     """Charts as SVG, by the name of their file."""
-    skew = config.skews[-1]
-    worst = [row for row in found["dropped"] if row["skew"] == skew]
-    sources = {"synthetic": (f"skew {skew:g}", worst), "model": ("a model's MLPs", found["model"])}
-    shown = {"dropped": ("dropped, %", 100), "kept_load": ("fullest expert's load / mean", 1)}
+    skew, one = config.skews[-1], config.routers[0]
+    everything, worst = found["dropped"], [row for row in found["dropped"] if row["skew"] == skew]
+    bounded = [row for row in found["model"] if row["factor"] is not None]
+    lost, full, x = "dropped, %", "fullest expert's load / mean", "capacity factor"
     made = {}
-    for (source, (title, rows)), (what, (unit, scale)) in itertools.product(sources.items(), shown.items()):
-        bounded = [row for row in rows if row["factor"] is not None]
-        by_router = [(row["router"], row) for row in bounded if row["experts"] == config.middle]
-        by_size = [(f"{row['experts']} experts", row) for row in bounded if row["router"] == config.routers[0]]
-        for split, named, of in (
-            ("router", by_router, f"{config.middle} experts"),
-            ("experts", by_size, f"{config.routers[0]} router"),
-        ):
-            if named:
-                curves = series(named, "factor", what, scale)
-                made[f"{what}_{source}_by_{split}.svg"] = lines.chart(f"{of}, {title}", "capacity factor", unit, curves)
-    work = [(f"{row['experts']} experts", row) for row in worst if row["router"] == config.routers[0]]
-    curves = series(work, "factor", "computed", 1) | {
-        f"{name}, dropless": line for name, line in series(work, "factor", "dropless_computed", 1).items()
-    }
-    made["computed.svg"] = lines.chart(f"Rows computed, skew {skew:g}", "capacity factor", "for one wanted", curves)
+    for split, named, of in (
+        ("router", lambda rows: [(r["router"], r) for r in rows if r["experts"] == config.middle], config.middle),
+        ("experts", lambda rows: [(f"{r['experts']} experts", r) for r in rows if r["router"] == one], one),
+    ):
+        title = f"{of} experts" if split == "router" else f"{of} router"
+        curves = {
+            f"dropped_by_{split}": (f"{title}, skew {skew:g}", x, lost, series(named(worst), "factor", "dropped", 100)),
+            f"load_by_{split}": (title, "skew", full, series(named(everything), "skew", "fullest")),
+        }
+        if bounded:
+            of_model = f"{title}, a model's MLPs"
+            curves[f"dropped_model_by_{split}"] = (of_model, x, lost, series(named(bounded), "factor", "dropped", 100))
+            curves[f"load_model_by_{split}"] = (of_model, x, full, series(named(bounded), "factor", "kept_load"))
+        made |= {f"{name}.svg": lines.chart(*chart) for name, chart in curves.items()}
+    work = [(f"{row['experts']} experts", row) for row in worst if row["router"] == one]
+    curve = {"capacity": series(work, "factor", "computed")[work[0][0]]}
+    curve |= {f"{name}, dropless": line for name, line in series(work, "factor", "dropless_computed").items()}
+    made["computed.svg"] = lines.chart(f"Rows computed, skew {skew:g}", x, "for one that is wanted", curve)
     timed = [row for row in found["dispatches"] if row["skew"] == skew]
     for unit, what in (("ms", "time"), ("mb", "scratch memory")):
-        curves = {name: [(row["experts"], row[f"{name}_{unit}"]) for row in timed] for name in NAMES}
+        curve = {name: [(row["experts"], row[f"{name}_{unit}"]) for row in timed] for name in NAMES}
         title = f"{config.tokens} tokens, skew {skew:g}: {what}"
-        made[f"dispatch_{unit}.svg"] = lines.chart(title, "experts", unit, curves, log_x=True)
+        made[f"dispatch_{unit}.svg"] = lines.chart(title, "experts", unit, curve, log_x=True)
     return made
 
 
-def series(named: list[tuple[str, Row]], x: str, y: str, scale: float) -> dict[str, list[tuple[float, float]]]:
+def series(named: list[tuple[str, Row]], x: str, y: str, scale: float = 1) -> dict[str, list[tuple[float, float]]]:
     """A line for each name, through its rows."""
     found: dict[str, list[tuple[float, float]]] = {}
     for name, row in named:
-        found.setdefault(name, []).append((row[x], scale * row[y]))
+        line, point = found.setdefault(name, []), (row[x], scale * row[y])
+        if point not in line:
+            line.append(point)
     return found
 
 
@@ -325,7 +329,7 @@ def main(path: str, *overrides: str) -> None:
     for name, svg in plots(config, found).items():
         write_atomic(folder / name, svg)
     with Console(record=True, highlight=False, width=140) as console:
-        console.print(*tables(found), str(folder), sep="\n")
+        console.print(*tables(config, found), str(folder), sep="\n")
     write_atomic(folder / "table.txt", console.export_text())
 
 

@@ -110,14 +110,15 @@ def dropless(x: jax.Array, gates: jax.Array, experts: jax.Array, ffn: Expert, n_
 
 
 def block_sizes(n: int, k: int, n_experts: int) -> tuple[int, ...]:
-    """How many rows a block of `dropless` may compute, the whole block last: powers of two.
+    """How many rows a block of `dropless` may compute, fewest first, the last of which is a whole block.
 
-    A block is about what an expert gets if all get as much. It takes as long as some 8 rows to bring an expert's
+    It is about what an expert gets if all get as much. It takes as long as some 8 rows to bring an expert's
     weights to the product, so blocks are not smaller than that; nor larger than n, all that an expert may get.
     """
     average = 1 << (3 * n * k // (2 * n_experts)).bit_length() >> 1
     whole = min(1 << (n - 1).bit_length(), max(SMALLEST_BLOCK, min(LARGEST_BLOCK, average)))
-    return (*(rows for rows in (whole // 8, whole // 4, whole // 2) if rows >= SMALLEST_PART), whole)
+    parts = whole // 8, whole // 4, whole // 2, whole // 4 * 3
+    return (*(rows for rows in parts if rows >= SMALLEST_PART), whole)
 
 
 def computed(load: jax.Array, n: int, k: int) -> jax.Array:
