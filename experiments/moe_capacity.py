@@ -15,7 +15,7 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from jaxinfer.caching import write_atomic
 from jaxinfer.config import MoE
 from jaxinfer.errors import InputError
 from jaxinfer.experiment import lines, load_prompts, results, script
+from jaxinfer.experiment.lines import series
 from jaxinfer.experiment.runner import extended
 from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, ModelSpec, PromptSpec, read_as
 from jaxinfer.layers import dispatch, routing
@@ -229,14 +230,6 @@ def dispatches(config: Config, moe: MoE, skew: float, factor: float) -> Row:
     return found | {"activation_mb": x.nbytes / 1e6}
 
 
-def table(rows: Sequence[Row], **columns: str) -> Table:
-    """A line for each row: how each column is written of it. An underscore in a column's name is a space."""
-    shown = Table(*(name.replace("_", " ") for name in columns), box=None)
-    for row in rows:
-        shown.add_row(*(text.format(**row) for text in columns.values()))
-    return shown
-
-
 def tables(config: Config, found: dict[str, list[Row]]) -> list[Table]:
     """What is dropped, a column for each capacity factor; what dispatch costs; and what is left of a model."""
     n = len(config.capacity_factors)
@@ -249,9 +242,9 @@ def tables(config: Config, found: dict[str, list[Row]]) -> list[Table]:
     memory = dict(scratch_of_dropless="{dropless_mb:.1f} MB", scratch_of_capacity="{capacity_mb:.1f} MB")
     left = dict(factor="{bound}", dropped="{dropped:.1%}", fullest="{kept_load:.2f}", perplexity="{perplexity:.2f}")
     return [
-        table(dropped, **size, **routed, **work, **factors),
-        table(found["dispatches"], **size, skew="{skew:g}", factor="x{factor:g}", **times, **memory),
-        *([table(found["model"], **size, router="{router}", **left)] if found["model"] else []),
+        script.table(dropped, **size, **routed, **work, **factors),
+        script.table(found["dispatches"], **size, skew="{skew:g}", factor="x{factor:g}", **times, **memory),
+        *([script.table(found["model"], **size, router="{router}", **left)] if found["model"] else []),
     ]
 
 
@@ -286,16 +279,6 @@ def plots(config: Config, found: dict[str, list[Row]]) -> dict[str, str]:
         title = f"{config.tokens} tokens, skew {skew:g}: {what}"
         made[f"dispatch_{unit}.svg"] = lines.chart(title, "experts", unit, curve, log_x=True)
     return made
-
-
-def series(named: list[tuple[str, Row]], x: str, y: str, scale: float = 1) -> dict[str, list[tuple[float, float]]]:
-    """A line for each name, through its rows."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for name, row in named:
-        line, point = found.setdefault(name, []), (row[x], scale * row[y])
-        if point not in line:
-            line.append(point)
-    return found
 
 
 def main(path: str, *overrides: str) -> None:
