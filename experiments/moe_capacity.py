@@ -5,8 +5,9 @@
 Two sources of routing: a real model whose MLPs are split into experts (`jaxinfer.transform.moefy`), on a real text;
 and synthetic logits, normal around means that differ between experts as much as `skew` says. For each number of
 experts, router and capacity factor: the share of assignments that is dropped, the load of the fullest expert over the
-mean (Switch Transformer, Fedus et al. 2021, section 2.2), and for the model what that does to its perplexity. Then time
-and scratch memory of both dispatches on the same tokens, in alternation.
+mean (Switch Transformer, Fedus et al. 2021, section 2.2), the rows that are computed for one that is wanted, and for
+the model what that does to its perplexity. Then time and scratch memory of both dispatches on the same tokens, in
+alternation.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import itertools
 import json
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,21 +23,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 import jaxinfer
 from jaxinfer.analysis.measure import Measure, alternate
-from jaxinfer.analysis.quality import token_nll
+from jaxinfer.analysis.mixtures import on_text
 from jaxinfer.caching import write_atomic
 from jaxinfer.config import MoE
 from jaxinfer.errors import InputError
 from jaxinfer.experiment import lines, load_prompts, results, script
+from jaxinfer.experiment.lines import series
 from jaxinfer.experiment.runner import extended
 from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, ModelSpec, PromptSpec, read_as
 from jaxinfer.layers import dispatch, routing
-from jaxinfer.transform import moefy
+from jaxinfer.layers.linear import matmul
+from jaxinfer.transform import moefy, reroute
 
 Kind = Literal["softmax", "sinkhorn", "hash", "expert_choice"]
+Row = dict[str, Any]
+NAMES = ("dropless", "capacity")
+
+route = jax.jit(routing.route, static_argnums=1)
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Config:
     name: str
     model: ModelSpec | None = None
     text: str | None = None
-    text_tokens: int = 1024
+    text_tokens: int = 512
     active: float = 0.5
     tokens: int = 2048
     d_model: int = 512
@@ -61,7 +70,7 @@ class Config:
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
-    def to_mapping(self) -> dict[str, Any]:
+    def to_mapping(self) -> Row:
         """Plain data, for the run folder."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
@@ -69,10 +78,25 @@ class Config:
         """One for each number of experts, at capacity factor 1. Raises InputError for one that makes no sense."""
         if len(self.experts) != len(self.top_k):
             raise InputError(f"top_k has {len(self.top_k)} values for {len(self.experts)} numbers of experts")
+        for name in ("experts", "routers", "skews", "capacity_factors"):
+            if not getattr(self, name):
+                raise InputError(f"{name}=[] must name at least one")
+        for name in ("text_tokens", "tokens", "d_model", "d_ff", "rounds"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 < self.active <= 1:
+            raise InputError(f"active={self.active:g} must be above 0, and at most 1")
         try:
+            for factor in self.capacity_factors:
+                MoE(1, 1, self.d_ff, capacity_factor=factor)
             return [MoE(n, k, self.d_ff, capacity_factor=1.0) for n, k in zip(self.experts, self.top_k, strict=True)]
         except ValueError as error:
             raise InputError(str(error)) from None
+
+    @property
+    def middle(self) -> int:
+        """The number of experts under which routers are compared."""
+        return self.experts[len(self.experts) // 2]
 
 
 def router_logits(config: Config, moe: MoE, skew: float) -> np.ndarray:
@@ -82,8 +106,8 @@ def router_logits(config: Config, moe: MoE, skew: float) -> np.ndarray:
     return (noise + skew * rng.standard_normal(moe.experts)).astype(np.float32)
 
 
-def drops(config: Config, moe: MoE) -> list[dict[str, Any]]:
-    """For each router, skew and capacity factor: what is dropped, and how full the fullest expert would be.
+def drops(config: Config, moe: MoE) -> list[Row]:
+    """For each router, skew and capacity factor: what is dropped, how full the fullest expert is, what is computed.
 
     Where experts choose, what is dropped is the tokens that none of them took.
     """
@@ -91,19 +115,26 @@ def drops(config: Config, moe: MoE) -> list[dict[str, Any]]:
     for router, skew in itertools.product(config.routers, config.skews):
         kind = dataclasses.replace(moe, router=router)
         logits, tokens = jnp.asarray(router_logits(config, moe, skew)), jnp.arange(config.tokens)
+        wanted = config.tokens * moe.top_k
+        load, slot = np.full(moe.experts, wanted // moe.experts), np.zeros(0)
+        if router != "expert_choice":
+            _, chosen = route(logits, kind, None, tokens)
+            load = np.bincount(np.asarray(chosen).ravel(), minlength=moe.experts)
+            slot = np.asarray(dispatch.slots(chosen, moe.experts))
+        row = {"experts": moe.experts, "top_k": moe.top_k, "router": router, "skew": skew}
+        row |= {
+            "fullest": float(load.max() / load.mean()),
+            "dropless_computed": float(dispatch.computed(jnp.asarray(load), config.tokens, moe.top_k)) / wanted,
+        }
         for factor in config.capacity_factors:
             size = dispatch.capacity(config.tokens, dataclasses.replace(moe, capacity_factor=factor))
             if router == "expert_choice":
                 taken = np.asarray(routing.expert_choice(logits, min(size, config.tokens))[1])
-                dropped, fullest = 1 - len(np.unique(taken)) / config.tokens, 1.0
+                dropped, kept = 1 - len(np.unique(taken)) / config.tokens, size
             else:
-                _, chosen = routing.route(logits, kind, tokens=tokens)
-                load = np.bincount(np.asarray(chosen).ravel(), minlength=moe.experts)
-                dropped = float((np.asarray(dispatch.slots(chosen, moe.experts)) >= size).mean())
-                fullest = float(load.max() / load.mean())
-            row = {"experts": moe.experts, "top_k": moe.top_k, "router": router, "skew": skew, "factor": factor}
-            rows = size * moe.experts / (config.tokens * moe.top_k)  # computed, for one that is wanted
-            found.append(row | {"dropped": dropped, "fullest": fullest, "computed": rows})
+                dropped, kept = float((slot >= size).mean()), min(int(load.max()), size)
+            of_mean = {"kept_load": kept / float(load.mean()), "computed": size * moe.experts / wanted}
+            found.append(row | {"factor": factor, "dropped": dropped} | of_mean)
     return found
 
 
@@ -122,26 +153,45 @@ def load(config: Config) -> tuple[jaxinfer.Model, np.ndarray] | None:
             raise InputError(
                 f"experts: {experts} must divide the {model.config.d_ff} neurons of an MLP of {model.name}"
             )
-    return model, np.array([model.tokenizer.encode(text)[: config.text_tokens]], np.int32)
+    ids = model.tokenizer.encode(text)[: config.text_tokens + 1]
+    if len(ids) < 2:
+        raise InputError("text: has fewer than two tokens")
+    # Of a program that runs once, its time to compile counts: layers are scanned.
+    return dataclasses.replace(model, separate_layers=False), np.array([ids], np.int32)
 
 
-def of_model(config: Config, model: jaxinfer.Model, ids: np.ndarray, experts: int) -> list[dict[str, Any]]:
-    """The same of a model's own routers, on a text int32[1, tokens], with the perplexity that is left."""
-    top_k = max(1, round(config.active * experts))
+def of_model(
+    config: Config, model: jaxinfer.Model, ids: np.ndarray, experts: int, step: Callable[[str], None]
+) -> list[Row]:
+    """The same of a model's own routers, on a text int32[1, tokens + 1], with the perplexity that is left."""
+    split = moefy(model, experts, experts)
     found = []
-    for factor in (*config.capacity_factors, None):
-        options = {} if factor is None else {"dispatch": "capacity", "capacity_factor": factor}
-        split = moefy(model, experts, top_k, **options)
-        stats = split.routing(ids)
+    for router, top_k, factor in variants(config, experts):
+        bounded = {} if factor is None else {"dispatch": "capacity", "capacity_factor": factor}
+        stats, nll = on_text(reroute(split, router=router, top_k=top_k, **bounded), ids)
         load = np.concatenate([x.load for x in stats.values()])
-        row = {"experts": experts, "top_k": top_k, "factor": factor, "tokens": ids.shape[1]}
+        row: Row = {"experts": experts, "top_k": top_k, "router": router, "factor": factor, "tokens": ids.shape[1] - 1}
+        row["bound"] = "dropless" if factor is None else f"x{factor:g}"
         row["dropped"] = float(np.mean(np.concatenate([x.dropped for x in stats.values()])))
-        row["fullest"] = float((load.max(axis=1) / load.mean(axis=1)).mean())
-        found.append(row | {"perplexity": float(np.exp(token_nll(split, ids).mean()))})
+        row["kept_load"] = float((load.max(axis=1) / load.mean(axis=1)).mean())
+        found.append(row | {"perplexity": float(np.exp(nll))})
+        step(f"{top_k} of {experts} experts, {router}, {row['bound']}: perplexity {np.exp(nll):.2f}")
     return found
 
 
-def dispatches(config: Config, moe: MoE, skew: float, factor: float) -> dict[str, float]:
+def variants(config: Config, experts: int) -> list[tuple[str, int, float | None]]:
+    """Router, top_k and capacity factor of what a model is measured with.
+
+    One router; where routers are compared, all of them, and all experts on: the model as it was.
+    """
+    top_k, factors = max(1, round(config.active * experts)), (None, *config.capacity_factors)
+    if experts != config.middle:
+        return [(config.routers[0], top_k, f) for f in factors]
+    found = [(r, top_k, f) for r in config.routers for f in factors if r != "expert_choice" or f is not None]
+    return [("softmax", experts, None), *found]
+
+
+def dispatches(config: Config, moe: MoE, skew: float, factor: float) -> Row:
     """Seconds and scratch bytes of both dispatches, on the same tokens."""
     rng = np.random.default_rng(config.seed)
     d, f, n = config.d_model, config.d_ff, moe.experts
@@ -149,19 +199,20 @@ def dispatches(config: Config, moe: MoE, skew: float, factor: float) -> dict[str
         jnp.asarray(rng.standard_normal(s) / np.sqrt(s[-1]), jnp.float32)
         for s in ((config.tokens, d), (n, f, d), (n, d, f))
     )
-    gates, chosen = routing.route(jnp.asarray(router_logits(config, moe, skew)), moe)
+    gates, chosen = route(jnp.asarray(router_logits(config, moe, skew)), moe)
     size = dispatch.capacity(config.tokens, dataclasses.replace(moe, capacity_factor=factor))
 
-    def dropless(x, gates, chosen, up, down):
-        return dispatch.dropless(x, gates, chosen, lambda rows, e: jax.nn.silu(rows @ up[e].T) @ down[e].T, n)
+    def call(how, x, gates, chosen, up, down):
+        def ffn(rows, e):
+            return matmul(jax.nn.silu(matmul(rows, up, (f, d), layer=e)), down, (d, f), layer=e)
 
-    def capacity(x, gates, chosen, up, down):
-        return dispatch.with_capacity(
-            x, gates, chosen, lambda rows, e: jax.nn.silu(rows @ up[e].T) @ down[e].T, n, size
-        )[0]
+        return how(x, gates, chosen, ffn, n)
+
+    def capacity(*args):
+        return dispatch.with_capacity(*args, size)[0]
 
     args = (x, gates, chosen, up, down)
-    compiled = [jax.jit(call).lower(*args).compile() for call in (dropless, capacity)]
+    compiled = [jax.jit(call, static_argnums=0).lower(how, *args).compile() for how in (dispatch.dropless, capacity)]
 
     def timed(call) -> Measure:
         def measure() -> float:
@@ -171,86 +222,62 @@ def dispatches(config: Config, moe: MoE, skew: float, factor: float) -> dict[str
 
         return measure
 
-    one = alternate("dispatch", ("dropless", "capacity"), *map(timed, compiled), config.rounds)
-    memory = [call.memory_analysis().temp_size_in_bytes for call in compiled]
-    return {
-        "experts": n,
-        "top_k": moe.top_k,
-        "skew": skew,
-        "factor": factor,
-        "dropless_seconds": statistics.median(one.first),
-        "capacity_seconds": statistics.median(one.second),
-        "ratio": one.ratio,
-        "dropless_bytes": memory[0],
-        "capacity_bytes": memory[1],
-        "activation_bytes": x.nbytes,
-    }
+    one = alternate("dispatch", NAMES, *map(timed, compiled), config.rounds)
+    found: Row = {"experts": n, "top_k": moe.top_k, "skew": skew, "factor": factor, "ratio": one.ratio}
+    for name, run, seconds in zip(NAMES, compiled, (one.first, one.second), strict=True):
+        found[f"{name}_ms"] = 1e3 * statistics.median(seconds)
+        found[f"{name}_mb"] = run.memory_analysis().temp_size_in_bytes / 1e6
+    return found | {"activation_mb": x.nbytes / 1e6}
 
 
-def drop_table(rows: list[dict[str, Any]], factors: tuple[float, ...]) -> Table:
-    """Share of assignments dropped, a column for each capacity factor."""
-    names = ("experts", "top k", "router", "skew", "fullest / mean")
-    shown = Table(*names, *(f"x{factor:g}" for factor in factors), box=None)
-    for start in range(0, len(rows), len(factors)):
-        first = rows[start]
-        cells = [f"{first['experts']}", f"{first['top_k']}", first["router"], f"{first['skew']:g}"]
-        drops = (f"{row['dropped']:.1%}" for row in rows[start : start + len(factors)])
-        shown.add_row(*cells, f"{first['fullest']:.2f}", *drops)
-    return shown
+def tables(config: Config, found: dict[str, list[Row]]) -> list[Table]:
+    """What is dropped, a column for each capacity factor; what dispatch costs; and what is left of a model."""
+    n = len(config.capacity_factors)
+    groups = (found["dropped"][start : start + n] for start in range(0, len(found["dropped"]), n))
+    dropped = [rows[0] | {f"at_{i}": row["dropped"] for i, row in enumerate(rows)} for rows in groups]
+    factors = {f"x{factor:g}": f"{{at_{i}:.1%}}" for i, factor in enumerate(config.capacity_factors)}
+    size, routed = dict(experts="{experts}", top_k="{top_k}"), dict(router="{router}", skew="{skew:g}")
+    work = dict(fullest="{fullest:.2f}", dropless_computes="{dropless_computed:.2f}")
+    times = dict(dropless="{dropless_ms:.1f} ms", capacity="{capacity_ms:.1f} ms", ratio="{ratio:.2f}")
+    memory = dict(scratch_of_dropless="{dropless_mb:.1f} MB", scratch_of_capacity="{capacity_mb:.1f} MB")
+    left = dict(factor="{bound}", dropped="{dropped:.1%}", fullest="{kept_load:.2f}", perplexity="{perplexity:.2f}")
+    return [
+        script.table(dropped, **size, **routed, **work, **factors),
+        script.table(found["dispatches"], **size, skew="{skew:g}", factor="x{factor:g}", **times, **memory),
+        *([script.table(found["model"], **size, router="{router}", **left)] if found["model"] else []),
+    ]
 
 
-def model_table(rows: list[dict[str, Any]]) -> Table:
-    """What a split model drops, and what is left of it."""
-    shown = Table("experts", "top k", "factor", "dropped", "fullest / mean", "perplexity", box=None)
-    for row in rows:
-        factor = "dropless" if row["factor"] is None else f"x{row['factor']:g}"
-        cells = [f"{row['experts']}", f"{row['top_k']}", factor, f"{row['dropped']:.1%}"]
-        shown.add_row(*cells, f"{row['fullest']:.2f}", f"{row['perplexity']:.2f}")
-    return shown
-
-
-def time_table(rows: list[dict[str, float]]) -> Table:
-    """Both dispatches, side by side."""
-    names = ("experts", "top k", "skew", "factor", "dropless", "capacity", "ratio", "scratch", "scratch")
-    shown = Table(*names, box=None)
-    for row in rows:
-        cells = [f"{row['experts']}", f"{row['top_k']}", f"{row['skew']:g}", f"x{row['factor']:g}"]
-        times = [f"{1e3 * row[name]:.0f} ms" for name in ("dropless_seconds", "capacity_seconds")]
-        memory = [f"{row[name] / 1e6:.1f} MB" for name in ("dropless_bytes", "capacity_bytes")]
-        shown.add_row(*cells, *times, f"{row['ratio']:.2f}", *memory)
-    return shown
-
-
-def plots(config: Config, found: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
+def plots(config: Config, found: dict[str, list[Row]]) -> dict[str, str]:
     """Charts as SVG, by the name of their file."""
-    skew, experts = config.skews[-1], config.experts[len(config.experts) // 2]
-    by_router: dict[str, list[tuple[float, float]]] = {}
-    by_size: dict[str, list[tuple[float, float]]] = {}
-    for row in found["dropped"]:
-        point = (row["factor"], 100 * row["dropped"])
-        if row["skew"] == skew and row["experts"] == experts:
-            by_router.setdefault(row["router"], []).append(point)
-        if row["skew"] == skew and row["router"] == config.routers[0]:
-            by_size.setdefault(f"{row['experts']} experts", []).append(point)
-    x, y = "capacity factor", "dropped, %"
-    made = {
-        "dropped_by_router.svg": lines.chart(f"Dropped: {experts} experts, skew {skew:g}", x, y, by_router),
-        "dropped_by_experts.svg": lines.chart(f"Dropped: {config.routers[0]} router, skew {skew:g}", x, y, by_size),
-    }
-    timed = [row for row in found["dispatches"] if row["skew"] == skew]
-    for what, unit, scale in (("seconds", "ms", 1e3), ("bytes", "MB", 1e-6)):
-        series = {
-            name: [(row["experts"], scale * row[f"{name}_{what}"]) for row in timed]
-            for name in ("dropless", "capacity")
+    skew, one = config.skews[-1], config.routers[0]
+    everything, worst = found["dropped"], [row for row in found["dropped"] if row["skew"] == skew]
+    bounded = [row for row in found["model"] if row["factor"] is not None]
+    lost, full, x = "dropped, %", "fullest expert's load / mean", "capacity factor"
+    made = {}
+    for split, named, of in (
+        ("router", lambda rows: [(r["router"], r) for r in rows if r["experts"] == config.middle], config.middle),
+        ("experts", lambda rows: [(f"{r['experts']} experts", r) for r in rows if r["router"] == one], one),
+    ):
+        title = f"{of} experts" if split == "router" else f"{of} router"
+        curves = {
+            f"dropped_by_{split}": (f"{title}, skew {skew:g}", x, lost, series(named(worst), "factor", "dropped", 100)),
+            f"load_by_{split}": (title, "skew", full, series(named(everything), "skew", "fullest")),
         }
-        title = f"{config.tokens} tokens, skew {skew:g}: {'time' if what == 'seconds' else 'scratch memory'}"
-        made[f"{what}.svg"] = lines.chart(title, "experts", unit, series, log_x=True)
-    if found["model"]:
-        curves: dict[str, list[tuple[float, float]]] = {}
-        for row in found["model"]:
-            if row["factor"] is not None:
-                curves.setdefault(f"{row['experts']} experts", []).append((row["factor"], 100 * row["dropped"]))
-        made["dropped_model.svg"] = lines.chart("Dropped: a model's MLPs as experts", x, y, curves)
+        if bounded:
+            of_model = f"{title}, a model's MLPs"
+            curves[f"dropped_model_by_{split}"] = (of_model, x, lost, series(named(bounded), "factor", "dropped", 100))
+            curves[f"load_model_by_{split}"] = (of_model, x, full, series(named(bounded), "factor", "kept_load"))
+        made |= {f"{name}.svg": lines.chart(*chart) for name, chart in curves.items()}
+    work = [(f"{row['experts']} experts", row) for row in worst if row["router"] == one]
+    curve = {"capacity": series(work, "factor", "computed")[work[0][0]]}
+    curve |= {f"{name}, dropless": line for name, line in series(work, "factor", "dropless_computed").items()}
+    made["computed.svg"] = lines.chart(f"Rows computed, skew {skew:g}", x, "for one that is wanted", curve)
+    timed = [row for row in found["dispatches"] if row["skew"] == skew]
+    for unit, what in (("ms", "time"), ("mb", "scratch memory")):
+        curve = {name: [(row["experts"], row[f"{name}_{unit}"]) for row in timed] for name in NAMES}
+        title = f"{config.tokens} tokens, skew {skew:g}: {what}"
+        made[f"dispatch_{unit}.svg"] = lines.chart(title, "experts", unit, curve, log_x=True)
     return made
 
 
@@ -260,30 +287,32 @@ def main(path: str, *overrides: str) -> None:
     mixtures = config.mixtures()
     results.check_writable(config.output)
     loaded = load(config)
-    found: dict[str, list[dict[str, Any]]] = {"dropped": [], "dispatches": [], "model": []}
-    with Console(stderr=True).status("measuring") as status:
+    found: dict[str, list[Row]] = {"dropped": [], "dispatches": [], "model": []}
+    skews = list(dict.fromkeys((config.skews[0], config.skews[-1])))
+    parts = len(mixtures) * (1 + len(skews)) + (sum(len(variants(config, n)) for n in config.experts) if loaded else 0)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("measuring", total=parts)
+
+        def step(line: str) -> None:
+            progress.console.print(line, highlight=False)
+            progress.advance(task)
+
         for moe in mixtures:
             found["dropped"] += drops(config, moe)
-            for skew in dict.fromkeys((config.skews[0], config.skews[-1])):
+            step(f"{moe.experts} experts: what {', '.join(config.routers)} drop")
+            for skew in skews:
                 factor = config.capacity_factors[1 % len(config.capacity_factors)]
                 row = dispatches(config, moe, skew, factor)
                 found["dispatches"].append(row)
-                status.console.print(f"{moe.experts} experts, skew {skew:g}: {row['ratio']:.2f}")
-        if loaded:
-            model, ids = loaded
-            for experts in config.experts:
-                found["model"] += of_model(config, model, ids, experts)
-                status.console.print(f"{model.name} as {experts} experts: {found['model'][-1]['perplexity']:.2f}")
+                step(f"{moe.experts} experts, skew {skew:g}: dropless {row['ratio']:.2f} times as fast")
+        for experts in config.experts if loaded else ():
+            found["model"] += of_model(config, *loaded, experts, step)
     folder = results.new_run(config)
     write_atomic(folder / "results.json", json.dumps(found, indent=2) + "\n")
     for name, svg in plots(config, found).items():
         write_atomic(folder / name, svg)
-    with Console(record=True, highlight=False) as console:
-        console.print(drop_table(found["dropped"], config.capacity_factors))
-        console.print(time_table(found["dispatches"]))
-        if found["model"]:
-            console.print(model_table(found["model"]))
-        console.print(str(folder))
+    with Console(record=True, highlight=False, width=140) as console:
+        console.print(*tables(config, found), str(folder), sep="\n")
     write_atomic(folder / "table.txt", console.export_text())
 
 

@@ -105,7 +105,12 @@ def cross_entropy(
     """
     output = forward(model, params, tokens, positions_of(cache, tokens), cache, n=n)
     cache = cache.policy.commit(cache, output.fresh, None, n, output.stats)
-    counted = jnp.arange(tokens.shape[1]) < n[:, None]
+    return cache, of_labels(model, params, output.hidden, labels, n)
+
+
+def of_labels(model: Transformer, params: Any, hidden: jax.Array, labels: jax.Array, n: jax.Array) -> jax.Array:
+    """Cross-entropy of the first n[B] of labels i32[B, T], from hidden[B, T, D]: float32[B, T], zero behind them."""
+    counted = jnp.arange(labels.shape[1]) < n[:, None]
 
     def block(part: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         hidden, labels, counted = part
@@ -113,8 +118,8 @@ def cross_entropy(
         chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
         return jnp.where(counted, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0)
 
-    parts = jax.tree.map(_blocks, (output.hidden, labels, counted))
-    return cache, jnp.moveaxis(jax.lax.map(block, parts), 0, 1).reshape(tokens.shape)
+    parts = jax.tree.map(_blocks, (hidden, labels, counted))
+    return jnp.moveaxis(jax.lax.map(block, parts), 0, 1).reshape(labels.shape)
 
 
 def _blocks(x: jax.Array) -> jax.Array:

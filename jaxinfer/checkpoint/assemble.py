@@ -64,11 +64,16 @@ def _check(tensors: Tensors, wanted: dict[str, list[Slot]], leaves: dict, family
         slot = wanted[missing[0]][0]
         shape = slot.file_shape(leaves[slot.path].shape)
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise InputError(f"{source}: tensor {missing[0]!r} of shape {shape} is missing{more}")
+        raise InputError(
+            f"{source}: tensor {missing[0]!r} of shape {shape}{more} is missing from this {family.name} model"
+        )
     for name, (slot, *_) in wanted.items():
         shape = slot.file_shape(leaves[slot.path].shape)
         if tensors[name].shape != shape:
-            raise InputError(f"{source}: tensor {name!r} has shape {tensors[name].shape}, expected {shape}")
+            found = tensors[name].shape
+            raise InputError(
+                f"{source}: tensor {name!r} has shape {found}, expected {shape} in this {family.name} model"
+            )
     extra = [name for name in tensors if name not in wanted and not re.fullmatch(family.ignore, name)]
     if extra:
         more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from jaxinfer.checkpoint import float8
 from jaxinfer.checkpoint.families import by_hf_type, configured
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.imports import require
@@ -29,18 +30,27 @@ def open_folder(folder: Path) -> tuple[Family, ModelConfig, Tensors]:
     fields = Fields(str(folder / CONFIG), read_json(folder / CONFIG))
     family = by_hf_type(fields.text("model_type"), fields.file)
     packing = fields.group("quantization_config")
-    if packing is None or packing.get("quant_method", None) != family.hf_packing:
+    method = packing.get("quant_method", None) if packing else None
+    block = float8.block_size(packing) if packing and method == float8.METHOD else None
+    if block is None and (packing is None or method != family.hf_packing):
         fields.refuse("quantization_config", "such quantized Hugging Face checkpoints are not supported; GGUF ones are")
     config = configured(lambda: family.hf_config(fields), fields.file)
-    tensors = {}
+    tensors: Tensors = {}
+    in_float8: Tensors = {}
     for file, names in _files(folder).items():
         opened = _open(file)
         present = set(opened.keys())
         absent = [name for name in names or () if name not in present]
         if absent:
             raise InputError(f"{file}: tensor {absent[0]!r} is missing, though {INDEX} says it is in this file")
+        codes = float8.codes(file) if block else {}
         for name in sorted(names or present):
-            tensors[_renamed(family, name)] = _tensor(file, opened, name, (*_FLOATS, "U8") if packing else _FLOATS)
+            if name in codes:
+                in_float8[_renamed(family, name)] = codes[name]
+            else:
+                tensors[_renamed(family, name)] = _tensor(file, opened, name, (*_FLOATS, "U8") if packing else _FLOATS)
+    if block:
+        tensors = float8.widened(in_float8, tensors, block, str(folder))
     return family, config, family.hf_tensors(tensors) if family.hf_tensors else tensors
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 70, 190, 40, 50
@@ -14,6 +15,18 @@ STYLE = (
 )
 
 Series = Mapping[str, Sequence[tuple[float, float]]]
+
+
+def series(
+    named: Sequence[tuple[str, Mapping[str, Any]]], x: str, y: str, scale: float = 1
+) -> dict[str, list[tuple[float, float]]]:
+    """A line for each name, through its rows: their entries `x`, and `y` times `scale`. Equal points are one."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name, row in named:
+        line, point = found.setdefault(name, []), (row[x], scale * row[y])
+        if point not in line:
+            line.append(point)
+    return found
 
 
 def chart(title: str, x_label: str, y_label: str, series: Series, log_x: bool = False, log_y: bool = False) -> str:

@@ -97,7 +97,7 @@ def apply(data: dict, override: str) -> tuple[dict, Keys]:
     if not equals or not all(parts):
         raise InputError(f"override {override!r}: write it as path.to.key=value, such as decoding.seed=1")
     parsed = parse(value, f"override {override!r}")
-    if len(parts) == 1 and parts[0] in SHORTHAND and not isinstance(parsed, dict):
+    if len(parts) == 1 and parts[0] in SHORTHAND and not isinstance(parsed, dict | None):
         parts.append(SHORTHAND[parts[0]])
     path = _resolve(data, parts, override)
     return _put(data, path, parsed), path

@@ -1,8 +1,11 @@
 """What the scripts in experiments/ share: their frame, and the texts they read."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from rich.table import Table
 
 from jaxinfer.errors import InputError
 
@@ -20,6 +23,14 @@ def run(main: Callable[..., None], usage: str | None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def table(rows: Sequence[Mapping[str, Any]], **columns: str) -> Table:
+    """A line for each row: how each column is written of it. An underscore in a column's name is a space."""
+    shown = Table(*(name.replace("_", " ") for name in columns), box=None)
+    for row in rows:
+        shown.add_row(*(text.format(**row) for text in columns.values()))
+    return shown
 
 
 def read_text(file: str, name: str) -> str:

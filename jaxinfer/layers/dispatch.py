@@ -14,7 +14,8 @@ from jaxinfer.config import MoE
 
 Expert = Callable[[jax.Array, jax.Array], jax.Array]
 
-LARGEST_BLOCK = 128  # rows that one expert computes at a time
+SMALLEST_BLOCK, LARGEST_BLOCK = 8, 256  # rows that one expert computes at a time: measured, docs/cpu.md
+SMALLEST_PART = 32  # of a block that is not full
 
 
 def capacity(n_tokens: int, moe: MoE) -> int:
@@ -78,27 +79,64 @@ def dropless(x: jax.Array, gates: jax.Array, experts: jax.Array, ffn: Expert, n_
     """Each token's own experts and no others: float32[N, D], whatever the load (MegaBlocks, Gale et al. 2022).
 
     Assignments are sorted by expert and taken in blocks of one expert each. Only blocks that hold tokens run, so few
-    tokens read few experts; memory is a block and the output. The number of blocks is known at run time only, so there
-    is no gradient in reverse: train with one of the other two.
+    tokens read few experts; an expert's last block computes no more rows than the next smaller size that holds it.
+    Memory is a block and the output. The number of blocks is known at run time only, so there is no gradient in
+    reverse: train with one of the other two.
     """
     n, k = experts.shape
-    size = min(LARGEST_BLOCK, max(1, 1 << (n * k // n_experts).bit_length() - 1)) if n * k > n_experts else 1
-    order = jnp.argsort(experts.reshape(-1), stable=True)
-    counts = jnp.bincount(experts.reshape(-1), length=n_experts)
+    sizes = block_sizes(n, k, n_experts)
+    size = sizes[-1]
+    order, counts = _sorted(experts.reshape(-1), n_experts)
     starts = jnp.cumsum(counts) - counts
     blocks = -(-counts // size)  # of each expert
     last = jnp.cumsum(blocks)
     flat_gates = gates.reshape(-1)
 
+    def first(rows: int) -> Expert:
+        return lambda x, e: jnp.pad(ffn(x[:rows], e).astype(jnp.float32), ((0, size - rows), (0, 0)))
+
     def block(i, out):
         e = jnp.searchsorted(last, i, side="right").astype(jnp.int32)
-        within = (i - (last[e] - blocks[e])) * size + jnp.arange(size)
+        before = (i - (last[e] - blocks[e])) * size
+        within = before + jnp.arange(size)
         index = jnp.take(order, jnp.minimum(starts[e] + within, n * k - 1))
         gate = jnp.where(within < counts[e], flat_gates[index], 0.0)
         rows = index // k
-        return out.at[rows].add(gate[:, None] * ffn(x[rows], e).astype(jnp.float32))
+        fits = jnp.searchsorted(jnp.array(sizes), jnp.minimum(counts[e] - before, size))
+        y = jax.lax.switch(fits, [first(rows) for rows in sizes], x[rows], e)
+        return out.at[rows].add(gate[:, None] * y)
 
     return jax.lax.fori_loop(0, last[-1], block, jnp.zeros(x.shape, jnp.float32))
+
+
+def block_sizes(n: int, k: int, n_experts: int) -> tuple[int, ...]:
+    """How many rows a block of `dropless` may compute, fewest first, the last of which is a whole block.
+
+    It is about what an expert gets if all get as much. It takes as long as some 8 rows to bring an expert's
+    weights to the product, so blocks are not smaller than that; nor larger than n, all that an expert may get.
+    """
+    average = 1 << (3 * n * k // (2 * n_experts)).bit_length() >> 1
+    whole = min(1 << (n - 1).bit_length(), max(SMALLEST_BLOCK, min(LARGEST_BLOCK, average)))
+    parts = whole // 8, whole // 4, whole // 2, whole // 4 * 3
+    return (*(rows for rows in parts if rows >= SMALLEST_PART), whole)
+
+
+def computed(load: jax.Array, n: int, k: int) -> jax.Array:
+    """How many rows `dropless` computes for experts that have `load` [E] of n tokens' k assignments each."""
+    sizes = jnp.array(block_sizes(n, k, len(load)))
+    rest = load % sizes[-1]
+    last = jnp.where(rest > 0, sizes[jnp.searchsorted(sizes, rest)], 0)
+    return jnp.sum(load - rest + last)
+
+
+def _sorted(experts: jax.Array, n_experts: int) -> tuple[jax.Array, jax.Array]:
+    """Assignments i32[A] ordered by expert i32[A], those of one expert as they came; how many each has i32[E]."""
+    n = len(experts)
+    if n_experts * n < 1 << 31:  # one number says both: a sort of numbers is six times as fast as one of pairs
+        order = jnp.sort(experts * n + jnp.arange(n, dtype=jnp.int32)) % n
+    else:
+        order = jnp.argsort(experts, stable=True)
+    return order, jnp.bincount(experts, length=n_experts)
 
 
 def chosen_by_experts(x: jax.Array, gates: jax.Array, tokens: jax.Array, ffn: Expert) -> jax.Array:

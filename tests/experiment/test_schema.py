@@ -78,7 +78,7 @@ def test_a_bare_method_replaces_the_method_with_its_parameters(make):
         ("prompts.limit=0", "prompts.limit: expected a whole number from 1, or null, got 0"),
         ("prompts.source=5", "prompts.source: expected text or a list, got 5"),
         ("model.dtype=float16", "model.dtype: expected 'float32' or 'bfloat16', got 'float16'"),
-        ("model=", "model.source: expected text, got null"),
+        ("model=", "model: expected a mapping, got null"),
         ("model.context=4", "model.context: expected a mapping, got 4"),
         (
             "model.context={kind: yarn}",

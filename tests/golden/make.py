@@ -3,7 +3,8 @@
     python tests/golden/make.py [CASE ...]
 
 A file holds config.json, every tensor under the name that transformers gives it, prompts, the logits of each prompt and
-the tokens that greedy decoding continues it with. Weights are multiples of 1/64, so that a byte holds one exactly.
+the tokens that greedy decoding continues it with. Weights are multiples of 1/64, so that a byte holds one exactly. The
+files of a family take at most 200 kB together: where it has several, they are of smaller models.
 """
 
 import json
@@ -43,7 +44,7 @@ HEAD = dict(head_dim=16)
 FOUR = dict(SIZES, num_hidden_layers=4)
 ALTERNATING = ["sliding_attention", "full_attention"] * 2
 SMALL = dict(vocab_size=97, bos_token_id=None, eos_token_id=None, pad_token_id=None)
-FALCON = dict(SMALL, hidden_size=64, num_hidden_layers=2, num_attention_heads=4)
+FALCON = dict(SMALL, hidden_size=48, ffn_hidden_size=96, num_hidden_layers=2, num_attention_heads=4)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, rope_theta=10_000.0)
 LLAMA3 = dict(
     rope_type="llama3",
@@ -61,6 +62,7 @@ LONGROPE = dict(
     original_max_position_embeddings=8,
 )
 EXPERTS = dict(num_experts=6, num_experts_per_tok=3, moe_intermediate_size=32)
+QWEN2_MOE = SIZES | EXPERTS | dict(moe_intermediate_size=24, shared_expert_intermediate_size=32)
 
 DEEPSEEK = SIZES | dict(
     num_key_value_heads=6,
@@ -74,6 +76,7 @@ DEEPSEEK = SIZES | dict(
     num_hidden_layers=3,
     first_k_dense_replace=1,
 )
+DEEPSEEK2 = DEEPSEEK | dict(moe_intermediate_size=8, intermediate_size=32)
 GROUPS = dict(n_routed_experts=8, n_group=4, topk_group=2)
 
 CASES = {
@@ -118,11 +121,8 @@ CASES = {
     "gpt-neox": ("GPTNeoXConfig", NEOX),
     "gpt-neox-serial": ("GPTNeoXConfig", dict(NEOX, use_parallel_residual=False, rotary_pct=0.5)),
     "mixtral": ("MixtralConfig", dict(SIZES, num_local_experts=5, num_experts_per_tok=2, intermediate_size=40)),
-    "qwen2-moe": ("Qwen2MoeConfig", dict(SIZES, **EXPERTS, shared_expert_intermediate_size=48)),
-    "qwen2-moe-mixed": (
-        "Qwen2MoeConfig",
-        dict(SIZES, **EXPERTS, shared_expert_intermediate_size=48, mlp_only_layers=[1]),
-    ),
+    "qwen2-moe": ("Qwen2MoeConfig", QWEN2_MOE),
+    "qwen2-moe-mixed": ("Qwen2MoeConfig", dict(QWEN2_MOE, mlp_only_layers=[1])),
     "qwen3-moe": ("Qwen3MoeConfig", dict(SIZES, **EXPERTS, norm_topk_prob=True, **HEAD)),
     "olmoe": ("OlmoeConfig", dict(SIZES, num_experts=6, num_experts_per_tok=3, intermediate_size=40)),
     "gpt-oss": (
@@ -137,10 +137,10 @@ CASES = {
             **HEAD,
         ),
     ),
-    "deepseek-v2": ("DeepseekV2Config", dict(DEEPSEEK, n_routed_experts=6, q_lora_rank=None)),
+    "deepseek-v2": ("DeepseekV2Config", dict(DEEPSEEK2, n_routed_experts=6, q_lora_rank=None)),
     "deepseek-v2-groups": (
         "DeepseekV2Config",
-        dict(DEEPSEEK, **GROUPS, topk_method="group_limited_greedy", routed_scaling_factor=1.7),
+        dict(DEEPSEEK2, **GROUPS, num_hidden_layers=2, topk_method="group_limited_greedy", routed_scaling_factor=1.7),
     ),
     "deepseek-v3": ("DeepseekV3Config", dict(DEEPSEEK, **GROUPS, rope_parameters=dict(YARN, mscale_all_dim=0.7))),
     "mamba": ("MambaConfig", dict(SMALL, hidden_size=48, num_hidden_layers=2, state_size=8)),

@@ -2,12 +2,16 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from jaxinfer import Greedy, LayerKind, Lookup, Model, ModelConfig, Segment
+from jaxinfer import LayerKind, Lookup, Model, ModelConfig, Segment
 from jaxinfer.config import MoE
 from jaxinfer.errors import InputError
+from jaxinfer.layers.moe import Experts
 
 MIXTURE = MoE(experts=6, top_k=2, d_ff=40, normalize=True, shared_d_ff=24)
 
@@ -31,7 +35,8 @@ def test_drafts_are_lossless_on_ragged_rows(model, ragged, alone):
     found = model.generate(ragged((30, 1, 70)), max_new_tokens=40, method=Lookup(width=6))
     assert found.tokens == alone
     assert found.stats.tokens_per_step > 1.1
-    assert model.generate(ragged((30, 1, 70))[1:2], max_new_tokens=40, method=Greedy()).tokens == alone[1:2]
+    same = [ragged((30, 1, 70))[1]] * 3  # whatever the rows beside it
+    assert model.generate(same, max_new_tokens=40).tokens == [alone[1]] * 3
 
 
 @pytest.mark.parametrize("changes", [dict(dispatch="dense"), dict(dispatch="capacity", capacity_factor=3.0)])
@@ -42,42 +47,62 @@ def test_dispatches_agree_where_nothing_overflows(model, ragged, changes):
     np.testing.assert_allclose(other.logits(rows), model.logits(rows), rtol=1e-4, atol=1e-4)
 
 
-def test_neighbours_matter_to_capacity_in_prompts_and_not_in_decode_steps(model, ragged):
+def test_neighbours_matter_to_capacity_in_prompts(model, ragged):
     tight = dataclasses.replace(model, config=config(dispatch="capacity", capacity_factor=0.5))
-    rows = ragged((50, 50))
-    assert np.abs(tight.logits(rows)[0] - tight.logits(rows[:1])[0]).max() > 1e-2
-    np.testing.assert_allclose(model.logits(rows)[0], model.logits(rows[:1])[0], rtol=1e-4, atol=1e-4)
-    with pytest.warns(UserWarning, match="depends on the tokens beside it"):
-        tight.generate(rows, max_new_tokens=2)
+    rows = ragged((50, 50, 50))
+    one, other = rows[:2], [rows[0], rows[2]]
+    assert np.abs(tight.logits(one)[0] - tight.logits(other)[0]).max() > 1e-2
+    np.testing.assert_allclose(model.logits(one)[0], model.logits(other)[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        dict(dispatch="capacity", capacity_factor=0.5),
-        dict(router="expert_choice"),
-        dict(router="sinkhorn"),
-        dict(router="auction", top_k=1),
-        dict(router="soft", slots=2, shared_d_ff=None),
-        dict(router="hash", top_k=1),
-    ],
-    ids=str,
-)
-@pytest.mark.filterwarnings("ignore:what this mixture")
-def test_decode_steps_route_each_token_alone(ragged, changes):
-    """Four drafted tokens of three rows at a time, or one: what a token gets is the same."""
-    model = Model.random(config(**changes))
+LOOKING_AROUND = [
+    dict(dispatch="capacity", capacity_factor=0.5),
+    dict(dispatch="capacity", capacity_factor=0.5, priority="gate"),
+    dict(router="expert_choice"),
+    dict(router="sinkhorn"),
+    dict(router="auction", top_k=1),
+    dict(router="soft", slots=2, shared_d_ff=None),
+]
+
+
+@pytest.mark.parametrize("changes", [*LOOKING_AROUND, dict(router="hash", top_k=1), dict()], ids=str)
+def test_decode_steps_route_each_token_alone(changes):
+    """Four drafted tokens of three rows at a time, or one: each token gets the same, unless `in_decode` is "same"."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((3, 4, 48)), jnp.float32)
+    tokens, live = jnp.asarray(rng.integers(0, 97, (3, 4)), jnp.int32), jnp.ones((3, 4), bool)
+    cfg, first = config(**changes), jnp.int32(0)
+    layer = Experts(cfg, dataclasses.replace(MIXTURE, **changes), 1, jnp.float32)
+    params = nn.meta.unbox(jax.jit(layer.init)(jax.random.key(0), x, first, tokens, live))
+
+    def decode(moe):
+        layer = Experts(cfg, moe, 1, jnp.float32)
+        return jax.jit(lambda x, tokens, live: layer.apply(params, x, first, tokens, live, decoding=True)[0])
+
+    step = decode(layer.moe)
+    alone = [step(x[i : i + 1, j : j + 1], tokens[i : i + 1, j : j + 1], live[:1, :1]) for i, j in np.ndindex(3, 4)]
+    np.testing.assert_allclose(step(x, tokens, live).reshape(12, 48), np.concatenate(alone)[:, 0], rtol=1e-4, atol=1e-5)
+    if changes in LOOKING_AROUND:
+        assert layer.moe.looks_around
+        told = decode(dataclasses.replace(layer.moe, in_decode="same"))(x, tokens, live)
+        assert np.abs(told.reshape(12, 48) - np.concatenate(alone)[:, 0]).max() > 1e-2
+
+
+@pytest.mark.parametrize("changes", LOOKING_AROUND, ids=str)
+def test_generation_says_that_neighbours_matter(model, changes):
+    """Before anything is computed: here, what is asked for cannot be."""
+    other = dataclasses.replace(model, config=config(**changes))
+    with pytest.warns(UserWarning, match="depends on the tokens beside it"), pytest.raises(InputError):
+        other.generate([[1, 2]], max_new_tokens=0)
+
+
+def test_generation_routes_drafts_as_it_routes_tokens(model, ragged):
+    tight = dataclasses.replace(model, config=config(dispatch="capacity", capacity_factor=0.01))
     rows = [row[:2] for row in ragged((2, 2, 2))]
-    drafted = model.generate(rows, max_new_tokens=12, method=Lookup(width=4)).tokens
-    assert drafted == model.generate(rows, max_new_tokens=12).tokens
-
-
-@pytest.mark.filterwarnings("ignore:what this mixture")
-def test_decode_can_be_told_to_route_as_prompts_are(ragged):
-    alone = Model.random(config(dispatch="capacity", capacity_factor=0.01))
-    same = dataclasses.replace(alone, config=config(dispatch="capacity", capacity_factor=0.01, in_decode="same"))
-    rows = ragged((3, 3, 3, 3))
-    assert alone.generate(rows, max_new_tokens=12).tokens != same.generate(rows, max_new_tokens=12).tokens
+    with pytest.warns(UserWarning, match="decode steps route each token alone"):
+        drafted = tight.generate(rows, max_new_tokens=12, method=Lookup(width=4)).tokens
+    with pytest.warns(UserWarning, match="decode steps route each token alone"):
+        assert drafted == tight.generate(rows, max_new_tokens=12).tokens
 
 
 def test_router_statistics_leave_padding_out(model, ragged):

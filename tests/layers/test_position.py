@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxinfer import LayerKind, ModelConfig, Rope, Segment
+from jaxinfer import LayerKind, Model, ModelConfig, Rope, Segment
 from jaxinfer.config import RopeScaling
 from jaxinfer.layers.position import alibi_slopes, rope_frequencies, rotate, sinusoids
 
@@ -46,3 +46,19 @@ def test_factors_of_longrope_that_do_not_fit():
     segments = (Segment((LayerKind(rope=Rope(scaling=scaling)),), 1),)
     with pytest.raises(ValueError, match="longrope has 2 factors, expected 4: one for each frequency"):
         ModelConfig("llama", 97, 32, 64, 4, 2, 8, segments, 64)
+
+
+def test_a_model_with_sinusoidal_positions(ragged):
+    """It is the model with learned ones whose table holds them: in a prompt, and in cached steps behind it."""
+    segments = (Segment((LayerKind(rope=None),), 1),)
+    cfg = ModelConfig("gpt2", 97, 48, 64, 4, 4, 12, segments, 64, absolute_positions="sinusoidal")
+    model, rows = Model.random(cfg), ragged((20, 3))
+    angles = np.arange(64)[:, None] / 1e4 ** (np.arange(0, 48, 2) / 48)
+    table = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(64, 48)
+    embed = model.params["embed"] | {"positions": table.astype(np.float32)}
+    learned = Model(cfg.replace(absolute_positions="learned"), model.params | {"embed": embed})
+    new = model.generate(rows, max_new_tokens=8).tokens
+    text = [rows[0] + new[0]]
+    logits = np.asarray(learned.logits(text))
+    np.testing.assert_allclose(model.logits(text), logits, rtol=1e-4, atol=1e-4)
+    assert logits[0, 19:-1].argmax(axis=-1).tolist() == new[0]

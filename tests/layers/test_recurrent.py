@@ -31,22 +31,28 @@ def _slower(path, x):
     return x - 3.0 if path[-1].key in ("a_log", "dt_bias") else x
 
 
-def test_drafts_are_lossless_on_ragged_rows(model, ragged):
-    """Rejected drafts, and rows that are done, leave no trace in the states; prompts cross a chunk's edge."""
+@pytest.fixture(scope="module")
+def greedy(model, ragged):
+    """Prompts, how many new tokens each gets, and these."""
     rows, new = ragged((30, 1, 90)), [40, 12, 33]
-    expected = model.generate(rows, max_new_tokens=new).tokens
+    return rows, new, model.generate(rows, max_new_tokens=new).tokens
+
+
+def test_drafts_are_lossless_on_ragged_rows(model, greedy):
+    """Rejected drafts, and rows that are done, leave no trace in the states; prompts cross a chunk's edge."""
+    rows, new, expected = greedy
     found = model.generate(rows, max_new_tokens=new, method=Lookup(width=6))
     assert found.tokens == expected
     assert sum(found.stats.accepted) > 0
-    assert model.generate(rows[2:], max_new_tokens=33).tokens == expected[2:]
+    others = model.generate([rows[2], rows[0], rows[0]], max_new_tokens=[33, 40, 1]).tokens
+    assert others[:2] == [expected[2], expected[0]]  # whatever the rows beside them
 
 
-def test_steps_agree_with_the_whole_text(model, ragged):
+def test_steps_agree_with_the_whole_text(model, greedy):
     """Under the tokens so far, each new one is the likeliest: chunks of a prompt and steps are one recurrence."""
-    (row,) = ragged((50,))
-    (new,) = model.generate([row], max_new_tokens=20).tokens
+    row, new = greedy[0][0], greedy[2][0]
     logits = np.asarray(model.logits([row + new]))[0, len(row) - 1 : -1]
-    gap = logits.max(axis=1) - logits[np.arange(20), new]
+    gap = logits.max(axis=1) - logits[np.arange(len(new)), new]
     assert gap.max() < 1e-4 * np.abs(logits).max()
     early = np.asarray(model.logits([[(row[0] + 1) % 97, *row[1:], *new]]))[0, -1]
     assert np.abs(early - np.asarray(model.logits([row + new]))[0, -1]).max() > 1e-5  # the first token still counts

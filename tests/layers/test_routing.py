@@ -46,7 +46,7 @@ class Case:
 
 @pytest.mark.parametrize(
     ("shape", "skew"),
-    [((1, 4, 2), 0), ((7, 4, 2), 3), ((100, 8, 3), 0), ((300, 5, 1), 3), ((3, 64, 6), 0), ((33, 6, 6), 0)],
+    [((1, 4, 2), 0), ((7, 4, 2), 3), ((100, 8, 3), 0), ((700, 3, 1), 1), ((3, 64, 6), 0), ((33, 6, 6), 0)],
     ids=str,
 )
 @pytest.mark.parametrize("compute", [dispatch.dense, dispatch.dropless])
@@ -54,6 +54,36 @@ def test_every_token_gets_its_own_experts(shape, compute, skew):
     """With a skew, one expert gets nearly all tokens and others get none."""
     case = Case(*shape, skew=skew)
     np.testing.assert_allclose(case.of(compute), case.slow(), rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_are_no_larger_than_what_is_in_them():
+    """Loads of 515, 180 and 33 are blocks of 256, 256 and 32, of 192 and of 64; the same as all experts for all."""
+    assert dispatch.block_sizes(728, 1, 3) == (32, 64, 128, 192, 256)
+    assert dispatch.block_sizes(8, 2, 8) == (8,)  # an expert's weights are read once, whoever chooses it
+    assert dispatch.block_sizes(1, 2, 8) == (1,)
+    load = np.array([515, 180, 33])
+    assert dispatch.computed(jnp.asarray(load), 728, 1) == 2 * 256 + 32 + 192 + 64
+    case = Case(728, 3, 1)
+    case.chosen = jnp.asarray(np.random.default_rng(1).permutation(np.repeat(np.arange(3), load))[:, None], jnp.int32)
+    seen, ffn = [], case.ffn
+
+    def counting(rows, e):
+        seen.append(len(rows))
+        return ffn(rows, e)
+
+    case.ffn = counting
+    np.testing.assert_allclose(case.of(dispatch.dropless), case.of(dispatch.dense), rtol=1e-5, atol=1e-5)
+    assert set(seen) == {32, 64, 128, 192, 256, 728}
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(8, 1), (16, 2), (64, 6)])
+@pytest.mark.parametrize("skew", [0.0, 2.0])
+def test_dropless_computes_fewer_rows_than_the_usual_capacity(experts, top_k, skew):
+    """2,048 tokens: capacity factor 1.25 computes 1.25 rows for one that is wanted, however they are routed."""
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((2048, experts)) + skew * rng.standard_normal(experts)
+    load = np.bincount(np.argsort(-logits, axis=1)[:, :top_k].ravel(), minlength=experts)
+    assert 2048 * top_k <= dispatch.computed(jnp.asarray(load), 2048, top_k) < 1.2 * 2048 * top_k
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 1.5, 100.0])
@@ -95,19 +125,21 @@ def test_priority_by_gate_drops_those_with_small_gates():
             e = case.chosen[n, j]
             expected[n, j] = taken[e] < size
             taken[e] += 1
-    found, kept = dispatch.with_capacity(case.x, case.gates, case.chosen, case.ffn, 5, size, by_gate=True)
+    bounded = jax.jit(dispatch.with_capacity, static_argnums=(3, 4, 5, 6))
+    found, kept = bounded(case.x, case.gates, case.chosen, case.ffn, 5, size, True)
     np.testing.assert_array_equal(kept, expected)
     np.testing.assert_allclose(found, case.slow(expected), rtol=1e-5, atol=1e-5)
-    in_order = dispatch.with_capacity(case.x, case.gates, case.chosen, case.ffn, 5, size)[1]
+    in_order = bounded(case.x, case.gates, case.chosen, case.ffn, 5, size, False)[1]
     assert (in_order != kept).any()
 
 
 def test_padding_takes_no_slot():
     case = Case(40, 4, 2, skew=0.5)
     live = jnp.arange(40) % 3 != 0
-    found, kept = dispatch.with_capacity(case.x, case.gates, case.chosen, case.ffn, 4, 10, live=live)
-    alone = (y[live] for y in (case.x, case.gates, case.chosen))
-    expected, kept_alone = dispatch.with_capacity(*alone, case.ffn, 4, 10)
+    bounded = jax.jit(dispatch.with_capacity, static_argnums=(3, 4, 5))
+    found, kept = bounded(case.x, case.gates, case.chosen, case.ffn, 4, 10, live=live)
+    alone = (y[np.asarray(live)] for y in (case.x, case.gates, case.chosen))
+    expected, kept_alone = bounded(*alone, case.ffn, 4, 10)
     assert 0 < kept_alone.sum() < kept_alone.size
     np.testing.assert_array_equal(kept[live], kept_alone)
     np.testing.assert_allclose(found[live], expected, rtol=1e-5, atol=1e-5)
@@ -261,6 +293,7 @@ def test_gradients_reach_the_router(kind):
             return jnp.sum(dispatch.with_capacity(case.x, gates, chosen, case.ffn, 4, 16)[0] ** 2)
         return jnp.sum(dispatch.dense(case.x, gates, chosen, case.ffn, 4) ** 2)
 
+    loss = jax.jit(loss)
     gradient = jax.grad(loss)(case.logits)
     step = 1e-2 * np.random.default_rng(1).standard_normal(gradient.shape).astype(np.float32)
     there = float(loss(case.logits + step) - loss(case.logits - step)) / 2
