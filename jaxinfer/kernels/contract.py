@@ -56,7 +56,7 @@ def quantize(x: jax.Array, dtype: Any) -> Codes:
     integer = jnp.issubdtype(dtype, jnp.integer)
     largest = float(jnp.iinfo(dtype).max if integer else jnp.finfo(dtype).max)
     x = x.astype(jnp.float32)
-    top = jnp.max(jnp.abs(x), axis=-1)
+    top = jnp.max(jnp.abs(x), axis=-1, initial=0.0)  # latent attention stores values of width 0
     scale = jnp.where(top > 0, top / largest, 1.0)
     scaled = x / scale[..., None]
     return Codes((jnp.round(scaled) if integer else scaled).astype(dtype), scale)
@@ -65,6 +65,16 @@ def quantize(x: jax.Array, dtype: Any) -> Codes:
 def dequantize(stored: Codes, dtype: Any) -> jax.Array:
     """[..., S, H]: the way back from `quantize`."""
     return (stored.codes.astype(jnp.float32) * stored.scale[..., None]).astype(dtype)
+
+
+def through(stored: Any, layer: jax.Array, pages: jax.Array) -> Any:
+    """What blocks i32[B, n] of one layer's pools [L, P, K, block, ...] hold, in a row: leaves [B, K, n * block, ...]."""
+
+    def read(pool):
+        found = jnp.moveaxis(pool[layer, pages], 1, 2)
+        return found.reshape(*found.shape[:2], -1, *found.shape[4:])
+
+    return jax.tree.map(read, stored)
 
 
 def fold_heads(q: jax.Array, n_kv_heads: int) -> jax.Array:
