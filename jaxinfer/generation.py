@@ -91,9 +91,10 @@ class Target:
             return cache
 
         def axes_of(x):
-            axes = STORE_AXES[: x.ndim] if x.ndim >= 4 else ("batch", *(None,) * (x.ndim - 1))[: x.ndim]
-            # An axis of another size is one of blocks that rows on any device share.
-            return tuple(None if axis == "batch" and size != rows else axis for axis, size in zip(axes, x.shape))
+            axes = STORE_AXES if x.ndim >= 4 else ("batch", None, None)
+            sized = zip(axes[: x.ndim], x.shape, strict=True)
+            # An axis of another size is one of blocks, which rows on any device share.
+            return tuple(None if axis == "batch" and size != rows else axis for axis, size in sized)
 
         return jax.tree.map(lambda x: layout.place(x, axes_of(x)), cache)
 

@@ -219,7 +219,7 @@ def _blocks_of(store: Store, length: jax.Array) -> jax.Array:
 
 
 def _moved(store: Store, rows: jax.Array, size: int) -> Store:
-    """A store whose row i has the blocks of row rows[i], in pools of `size` blocks, which may be more than there are."""
+    """A store whose row i has the blocks of row rows[i], in pools of `size` blocks: as many as there are, or more."""
 
     def grown(x: jax.Array) -> jax.Array:
         more = size - x.shape[1]

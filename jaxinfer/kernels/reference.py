@@ -4,7 +4,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.cache.store import Store
-from jaxinfer.kernels.contract import PLAIN, Decode, Partial, Scoring, Visible, chain_or, merged, rows_of, through, with_sinks
+from jaxinfer.kernels.contract import (
+    PLAIN,
+    Decode,
+    Partial,
+    Scoring,
+    Visible,
+    chain_or,
+    merged,
+    rows_of,
+    through,
+    with_sinks,
+)
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
