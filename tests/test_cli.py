@@ -107,7 +107,8 @@ def test_generate_prints_the_text_and_the_figures_apart(jaxinfer_, arguments):
 
 def test_generate_passes_its_options_on(jaxinfer_):
     model = Model()
-    options = "--method lookup --width 4 --policy paged:block=16,format=int8 --capacity 99 --max-new-tokens 7 --seed 3 --stop a --stop b"
+    options = "--method lookup --width 4 --policy paged:block=16,format=int8 --capacity 99"
+    options += " --max-new-tokens 7 --seed 3 --stop a --stop b"
     jaxinfer_("generate", "-", "--system", "Be brief", *options.split(), model=model, stdin="Hi\n")
     assert model.asked == [
         (

@@ -52,7 +52,7 @@ def generate(model, prompts, method, documents=DOCUMENTS, **options):
 
 @pytest.fixture(scope="module")
 def greedy():
-    """Greedy under Dense, or a policy that is not exact, all rows in one batch: kept, for many tests compare with it."""
+    """Greedy under Dense or a policy that is not exact, all rows in one batch: kept, for many tests compare with it."""
     kept = {}
 
     def of(model, prompts, new, policy=None):
