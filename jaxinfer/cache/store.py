@@ -185,10 +185,8 @@ def write(store: Store, fresh: tuple[Any, Any], take: jax.Array | None, pos: jax
     block, offset = rows, slot
     if store.pages is not None:
         size = store.pos.shape[1] // store.pages.shape[1]
-        block, offset = (
-            store.pages.at[rows, slot // size].get(mode="fill", fill_value=jnp.iinfo(jnp.int32).max),
-            slot % size,
-        )
+        nowhere = jnp.iinfo(jnp.int32).max
+        block, offset = store.pages.at[rows, slot // size].get(mode="fill", fill_value=nowhere), slot % size
 
     def put(buffer, new):
         if take is not None:

@@ -68,7 +68,7 @@ def dequantize(stored: Codes, dtype: Any) -> jax.Array:
 
 
 def through(stored: Any, layer: jax.Array, pages: jax.Array) -> Any:
-    """What blocks i32[B, n] of a layer's pools [L, P, K, block, ...] hold, side by side: leaves [B, K, n * block, ...]."""
+    """What blocks i32[B, n] of one layer's pools [L, P, K, block, ...] hold: leaves [B, K, n * block, ...]."""
 
     def read(pool):
         found = jnp.moveaxis(pool[layer, pages], 1, 2)

@@ -69,9 +69,8 @@ def test_ragged_steps_see_what_one_forward_sees(tiny_gemma, policy):
     nothing = jnp.zeros(3, jnp.int32)
 
     def whole(policy):
-        return scored(network, params, policy.init(tiny_gemma.config, 3, 1, jnp.float32), jnp.asarray(texts), nothing)[
-            1
-        ]
+        empty = policy.init(tiny_gemma.config, 3, 1, jnp.float32)
+        return scored(network, params, empty, jnp.asarray(texts), nothing)[1]
 
     at_once, exact = whole(policy), whole(Dense())
     cache, done, errors = policy.init(tiny_gemma.config, 3, 200, jnp.float32), np.zeros(3, int), []
