@@ -49,7 +49,7 @@ class Target:
         """For prompts of so many tokens, int[B]."""
         cfg = self.model.cfg
         cache = _empty_cache(policy, cfg, len(lengths), policy.capacity or capacity, self.model.dtype)
-        if any(kind.rope and kind.rope.scaling and kind.rope.scaling.follows_length for kind in cfg.kinds):
+        if self._follows_length:
             cache = dataclasses.replace(cache, prompt=jnp.array(lengths, jnp.int32))
         return self._placed(cache)
 
@@ -67,20 +67,25 @@ class Target:
         copies: how many rows each of them becomes, of up to ends[B] tokens. Where rows can share what they begin with,
         one reads it for all. Raises InputError where the policy has no room, before anything is read.
         """
-        n = lengths - 1
-        follows_length = any(k.rope and k.rope.scaling and k.rope.scaling.follows_length for k in self.model.cfg.kinds)
-        common = policy.whole(_common(tokens, n)) if hasattr(policy, "whole") and not follows_length else 0
+        n, common = lengths - 1, 0
+        if hasattr(policy, "whole") and not self._follows_length:
+            common = policy.whole(_common(tokens, n))
         if hasattr(policy, "check_room"):
             policy.check_room(self.model.cfg, lengths, ends, copies, common)
         cache, compiling = self.empty_cache(policy, lengths, tokens.shape[1]), 0.0
         if common:
-            one = np.full(1, common, np.int32)
-            cache, compiling = self.prefill(self._gathered(cache, 0 * one), tokens[:1, :common], one, hidden)
-            cache = self._gathered(cache, np.zeros_like(n))
+            one = self._gathered(cache, np.zeros(1, np.int32))
+            one, compiling = self.prefill(one, tokens[:1, :common], np.full(1, common, np.int32), hidden)
+            cache = self._gathered(one, np.zeros_like(n))
             if hidden is not None:
                 hidden[:] = [jnp.repeat(jnp.concatenate(hidden, axis=1)[:, :common], len(n), axis=0)]
         cache, more = self.prefill(cache, tokens[:, common:], n - common, hidden)
         return self._gathered(cache, np.repeat(np.arange(len(n)), copies)) if copies > 1 else cache, compiling + more
+
+    @property
+    def _follows_length(self) -> bool:
+        """Whether keys are turned by frequencies that the length of the prompt decides."""
+        return any(k.rope and k.rope.scaling and k.rope.scaling.follows_length for k in self.model.cfg.kinds)
 
     def _gathered(self, cache: Cache, rows: np.ndarray) -> Cache:
         return self._placed(_gathered(cache, jnp.asarray(rows)))
