@@ -69,16 +69,16 @@ class Simulation:
     def check(self, cache):
         assert cache.length.tolist() == self.length
         for name, rows in self.rows.items():
-            store, pool = cache.stores[name], cache.aux[name]
+            store, pool = jax.tree.map(np.asarray, (cache.stores[name], cache.aux[name]))
             size = store.k.shape[1]
             held = np.zeros(size, int)
             for row, blocks in enumerate(rows):
-                mine = np.asarray(store.pages[row, : len(blocks)])
+                mine = store.pages[row, : len(blocks)]
                 held[mine] += 1  # a row has no block twice
                 reserved, live = len(blocks) * BLOCK, min(self.length[row], self.slots[name])
                 assert reserved - live < BLOCK
-                np.testing.assert_array_equal(np.asarray(store.pos[row] >= 0).nonzero()[0], np.arange(live))
-                found = np.asarray(store.k[0, mine, 0, :, 0]).reshape(-1)[:live]
+                np.testing.assert_array_equal(np.flatnonzero(store.pos[row] >= 0), np.arange(live))
+                found = store.k[0, mine, 0, :, 0].reshape(-1)[:live]
                 np.testing.assert_array_equal(found, np.array(blocks, float).reshape(-1)[:live])
             np.testing.assert_array_equal(pool.holders, held)
             n_free = int(pool.n_free)

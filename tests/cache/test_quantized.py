@@ -55,10 +55,10 @@ def test_vectors_without_a_width():
     assert dequantize(stored, jnp.float32).shape == (2, 3, 0)
 
 
-STEPS = [(150, 20, 130), (1, 1, 1), (7, 3, 0), (7, 2, 5), (1, 0, 1)]
+STEPS = [(150, 20, 130), (7, 3, 0), (7, 2, 5), (1, 0, 1), (2, 7, 3)]
 
 
-@pytest.mark.parametrize("policy", [Quantized(), Quantized(format="fp8"), Paged(block=16, format="int8")], ids=str)
+@pytest.mark.parametrize("policy", [Quantized(), Paged(block=16, format="fp8")], ids=str)
 def test_ragged_steps_see_what_one_forward_sees(tiny_gemma, policy):
     """Fresh tokens pass through the format: a whole text in one forward has the logits of a text in many steps.
 
@@ -70,21 +70,21 @@ def test_ragged_steps_see_what_one_forward_sees(tiny_gemma, policy):
 
     def whole(policy):
         empty = policy.init(tiny_gemma.config, 3, 1, jnp.float32)
-        return scored(network, params, empty, jnp.asarray(texts), nothing)[1]
+        return np.asarray(scored(network, params, empty, jnp.asarray(texts), nothing)[1])
 
     at_once, exact = whole(policy), whole(Dense())
     cache, done, errors = policy.init(tiny_gemma.config, 3, 200, jnp.float32), np.zeros(3, int), []
     for n in STEPS:
-        width = max(n)
+        width = max(*n, 7)
         part = np.stack([np.resize(text[at : at + width], width) for text, at in zip(texts, done, strict=True)])
         for row in range(3):
             part[row, n[row] :] = 96 - part[row, n[row] :]  # rejected
         cache, logits = scored(network, params, cache, jnp.asarray(part), jnp.array(n))
         for row in range(3):
             expected = at_once[row, done[row] : done[row] + n[row]]
-            errors.extend(np.abs(logits[row, : n[row]] - expected).max(axis=-1).tolist())
+            errors.extend(np.abs(np.asarray(logits)[row, : n[row]] - expected).max(axis=-1).tolist())
         done += n
-    assert done.tolist() == [166, 26, 137] == cache.length.tolist()
+    assert done.tolist() == [167, 32, 139] == cache.length.tolist()
     coarseness = np.median(np.abs(at_once - exact).max(axis=-1))
     assert np.median(errors) < 2e-5 < 0.01 * coarseness
     assert np.mean(np.array(errors) > 2e-5) < 0.2
