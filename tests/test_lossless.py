@@ -22,7 +22,6 @@ from jaxinfer import (
     Lookup,
     Model,
     Paged,
-    Quantized,
     Recycling,
     Retrieval,
     Sampling,
@@ -38,8 +37,9 @@ COLD = Sampling(temperature=0.0)
 THOROUGH = [SMALL[name] for name in ("greedy", "sample", "lookup", "speculative")]
 OTHERS = [method for method in SMALL.values() if method not in THOROUGH]
 OTHERS += [Lookup(16, 2), Speculative(schedule="heuristic", confidence=0.1)]
-KEPT = {**{name: policy() for name, policy in POLICIES.items()}, "paged": Paged(block=16)}
-PLACES = [*(("tiny_gemma", policy) for policy in KEPT.values()), ("tiny_segments", Window())]
+PLACES = [("tiny_gemma", Dense()), ("tiny_gemma", Window()), ("tiny_segments", Window())]
+PAGED = Paged(block=16)  # so that texts are longer than a block
+OTHER_PLACES = [PAGED, *(policy() for policy in POLICIES.values() if policy not in (Dense, Window, Paged))]
 LENGTHS = (1, 2, 5, 9, 30, 33, 64, 100)
 NEW = 100
 DOCUMENTS = np.random.default_rng(3).integers(0, 97, (8, NEW)).tolist()
@@ -87,10 +87,11 @@ def is_most_likely(model, prompt, new):
     ("method", "name", "policy"),
     [
         *((method, *place) for method in THOROUGH for place in PLACES),
+        *((method, "tiny_gemma", policy) for method in THOROUGH[2:] for policy in OTHER_PLACES),
         # Chains and trees, under each policy in turn: the product of all takes minutes.
         *(
             (method, "tiny_gemma", policy)
-            for method, policy in zip(OTHERS, cycle([Window(), KEPT["paged"], Quantized()]), strict=False)
+            for method, policy in zip(OTHERS, cycle([Window(), *OTHER_PLACES]), strict=False)
         ),
     ],
     ids=str,

@@ -10,7 +10,7 @@ import numpy as np
 from flax import struct
 
 from jaxinfer.cache.dense import append
-from jaxinfer.cache.quantized import DTYPES, Format, check_format
+from jaxinfer.cache.quantized import Format, check_format, encode
 from jaxinfer.cache.store import (
     BLOCK,
     Cache,
@@ -24,7 +24,7 @@ from jaxinfer.cache.store import (
 )
 from jaxinfer.config import LayerKind, ModelConfig
 from jaxinfer.errors import InputError
-from jaxinfer.kernels.contract import dequantize, quantize
+from jaxinfer.kernels.contract import dequantize
 
 SMALLEST = 16
 
@@ -98,7 +98,7 @@ class Paged:
         return most if self.pool is None else min(self.pool, most)
 
     def encode(self, x: jax.Array) -> Any:
-        return x if self.format is None else quantize(x, DTYPES[self.format])
+        return x if self.format is None else encode(x, self.format)
 
     def decode(self, stored: Any, dtype: jnp.dtype) -> jax.Array:
         return stored.astype(dtype) if self.format is None else dequantize(stored, dtype)

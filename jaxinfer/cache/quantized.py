@@ -11,6 +11,7 @@ from jaxinfer.cache.store import Cache, causal, empty_store, round_up
 from jaxinfer.config import LayerKind, ModelConfig
 from jaxinfer.errors import InputError, nearest
 from jaxinfer.kernels.contract import Codes, dequantize, quantize
+from jaxinfer.sharding import rules
 
 Format = Literal["int8", "fp8"]
 DTYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
@@ -40,7 +41,7 @@ class Quantized:
         return Cache(stores, length=jnp.zeros(batch, jnp.int32), aux=None, policy=self)
 
     def encode(self, x: jax.Array) -> Codes:
-        return quantize(x, DTYPES[self.format])
+        return encode(x, self.format)
 
     def decode(self, stored: Codes, dtype: jnp.dtype) -> jax.Array:
         return dequantize(stored, dtype)
@@ -50,6 +51,14 @@ class Quantized:
 
     def commit(self, cache: Cache, fresh: dict[str, Any], take: jax.Array | None, n: jax.Array, stats: Any) -> Cache:
         return append(cache, fresh, take, n)
+
+
+def encode(x: jax.Array, name: Format) -> Codes:
+    """x[..., H] in a format of 8 bits. On a CPU fp8 is kept as bits: XLA is slow at arrays of that type (docs/cpu.md)."""
+    stored = quantize(x, DTYPES[name])
+    if name == "fp8" and rules.platform() == "cpu":
+        return stored.replace(codes=jax.lax.bitcast_convert_type(stored.codes, jnp.uint8))
+    return stored
 
 
 def check_format(name: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 from test_policies import scored
 
 from jaxinfer import Dense, InputError, Paged, Quantized, Window
-from jaxinfer.kernels.contract import dequantize, quantize
+from jaxinfer.kernels.contract import Codes, dequantize, quantize
 
 
 def vectors():
@@ -46,8 +46,12 @@ def test_every_code_of_fp8_is_widened_to_its_number():
     codes = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn)
     numbers = codes.astype(np.float32)
     codes, numbers = codes[np.isfinite(numbers)], numbers[np.isfinite(numbers)]
-    stored = quantize(jnp.ones((1, len(codes))), "float8_e4m3fn").replace(codes=jnp.asarray(codes)[None])
-    np.testing.assert_array_equal(dequantize(stored.replace(scale=jnp.ones(1)), jnp.float32)[0], numbers)
+    for kept in (codes, codes.view(np.uint8)):
+        np.testing.assert_array_equal(dequantize(Codes(jnp.asarray(kept)[None], jnp.ones(1)), jnp.float32)[0], numbers)
+    x = jnp.asarray(vectors())
+    bits, typed = Quantized(format="fp8").encode(x), quantize(x, "float8_e4m3fn")
+    assert bits.codes.dtype == jnp.uint8  # on a CPU
+    np.testing.assert_array_equal(dequantize(bits, jnp.float32), dequantize(typed, jnp.float32))
 
 
 def test_vectors_without_a_width():
