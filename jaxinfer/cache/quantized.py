@@ -54,7 +54,7 @@ class Quantized:
 
 
 def encode(x: jax.Array, name: Format) -> Codes:
-    """x[..., H] in a format of 8 bits. On a CPU fp8 is kept as bits: XLA is slow at arrays of that type (docs/cpu.md)."""
+    """x[..., H] in a format of 8 bits. On a CPU fp8 is kept as bits, because XLA is slow at arrays of that type."""
     stored = quantize(x, DTYPES[name])
     if name == "fp8" and rules.platform() == "cpu":
         return stored.replace(codes=jax.lax.bitcast_convert_type(stored.codes, jnp.uint8))
