@@ -83,9 +83,9 @@ class Paged:
             if kind.mixer:
                 stores[kind.name] = empty_store(cfg, kind, batch, slots, dtype)
                 continue
-            store = empty_store(cfg, kind, size, self.block, dtype, self.encode)
+            blocks: Any = empty_store(cfg, kind, size, self.block, dtype, self.encode)
             pages = jnp.zeros((batch, slots // self.block), jnp.int32)
-            stores[kind.name] = store.replace(pos=jnp.full((batch, slots), -1, jnp.int32), pages=pages)
+            stores[kind.name] = Store(blocks.k, blocks.v, jnp.full((batch, slots), -1, jnp.int32), pages)
             pools[kind.name] = Pool.of(jnp.zeros(size, jnp.int32))
         return Cache(stores, length=jnp.zeros(batch, jnp.int32), aux=pools, policy=self)
 
@@ -116,7 +116,8 @@ class Paged:
     def gather(self, cache: Cache, rows: jax.Array) -> Cache:
         """`store.gather`: rows that are taken twice share their blocks, and what no row holds any more is free."""
         length, prompt = jax.tree.map(lambda x: take_rows(x, rows), (cache.length, cache.prompt))
-        stores, pools = {}, {}
+        stores: dict[str, Any] = {}
+        pools = {}
         for name, store in cache.stores.items():
             if isinstance(store, States):
                 stores[name] = move_states(store, rows)
@@ -168,7 +169,8 @@ def reserve(store: Store, pool: Pool, length: jax.Array, n: jax.Array, width: in
     them are about to write, the first of them keeps it. With a free block for each that can be needed (`check_room`)
     none is missing; a token without a block would be dropped.
     """
-    batch, per_row = store.pages.shape
+    table = _table(store)
+    batch, per_row = table.shape
     size, slots = pool.holders.shape[0], store.pos.shape[1]
     block = slots // per_row
     start = jnp.maximum(length, length + n - slots)  # of tokens that meet in a slot of a ring only the last is written
@@ -177,7 +179,7 @@ def reserve(store: Store, pool: Pool, length: jax.Array, n: jax.Array, width: in
     touched = (n[:, None] > 0) & (reach * block < (length + n)[:, None])
     place = reach % per_row
     rows = jnp.broadcast_to(jnp.arange(batch, dtype=jnp.int32)[:, None], place.shape)
-    held = jnp.take_along_axis(store.pages, place, axis=1)
+    held = jnp.take_along_axis(table, place, axis=1)
 
     rewrites = touched & (place < _blocks_of(store, length)[:, None])
     at = jnp.where(rewrites, held, size)
@@ -191,7 +193,7 @@ def reserve(store: Store, pool: Pool, length: jax.Array, n: jax.Array, width: in
     taken = jnp.where(wanted & (rank <= pool.n_free), pool.free[jnp.maximum(pool.n_free - rank, 0)], size)
     holders = pool.holders.at[jnp.where(copies, held, size)].add(-1, mode="drop").at[taken].add(1, mode="drop")
     n_free = jnp.maximum(pool.n_free - rank[-1, -1], 0)
-    pages = store.pages.at[rows, jnp.where(wanted, place, per_row)].set(taken, mode="drop")
+    pages = table.at[rows, jnp.where(wanted, place, per_row)].set(taken, mode="drop")
     k, v = _copied((store.k, store.v), held, taken, copies & (taken < size))
     return dataclasses.replace(store, k=k, v=v, pages=pages), Pool(holders, pool.free, n_free)
 
@@ -211,10 +213,15 @@ def _copied(pools: Any, source: jax.Array, target: jax.Array, wanted: jax.Array)
     return jax.lax.fori_loop(0, jnp.sum(wanted, dtype=jnp.int32), one, pools)
 
 
+def _table(store: Store) -> jax.Array:
+    assert store.pages is not None
+    return store.pages
+
+
 def _blocks_of(store: Store, length: jax.Array) -> jax.Array:
     """i32[B]: how many blocks rows of length[B] tokens hold: the first of their table."""
     slots = store.pos.shape[1]
-    block = slots // store.pages.shape[1]
+    block = slots // _table(store).shape[1]
     return (jnp.minimum(length, slots) + block - 1) // block
 
 
@@ -226,4 +233,4 @@ def _moved(store: Store, rows: jax.Array, size: int) -> Store:
         return jnp.pad(x, ((0, 0), (0, more), *((0, 0),) * (x.ndim - 2))) if more else x
 
     k, v = jax.tree.map(grown, (store.k, store.v))
-    return Store(k, v, take_rows(store.pos, rows), take_rows(store.pages, rows))
+    return Store(k, v, take_rows(store.pos, rows), take_rows(_table(store), rows))

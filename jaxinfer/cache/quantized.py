@@ -57,7 +57,7 @@ def encode(x: jax.Array, name: Format) -> Codes:
     """x[..., H] in a format of 8 bits. On a CPU fp8 is kept as bits, because XLA is slow at arrays of that type."""
     stored = quantize(x, DTYPES[name])
     if name == "fp8" and rules.platform() == "cpu":
-        return stored.replace(codes=jax.lax.bitcast_convert_type(stored.codes, jnp.uint8))
+        return Codes(jax.lax.bitcast_convert_type(stored.codes, jnp.uint8), stored.scale)
     return stored
 
 

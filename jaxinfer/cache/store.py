@@ -72,8 +72,8 @@ def empty_store(
         shapes = kind.mixer.carried(cfg)
         return States({name: jnp.zeros((cfg.count(kind), batch, *shape)) for name, shape in shapes.items()})
     heads, *widths = cfg.stored
-    shapes = [jax.ShapeDtypeStruct((cfg.count(kind), batch, heads, slots, width), dtype) for width in widths]
-    k, v = (jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(encode, shape)) for shape in shapes)
+    numbers = [jax.ShapeDtypeStruct((cfg.count(kind), batch, heads, slots, width), dtype) for width in widths]
+    k, v = (jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(encode, x)) for x in numbers)
     return Store(k, v, pos=jnp.full((batch, slots), -1, jnp.int32))
 
 
