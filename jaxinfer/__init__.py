@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxinfer.api import Model, Result, Stream, load
-    from jaxinfer.cache import POLICIES, Cache, CachePolicy, Dense, Window
+    from jaxinfer.cache import POLICIES, Cache, CachePolicy, Dense, Paged, Quantized, Window
     from jaxinfer.config import LayerKind, ModelConfig, Rope, RopeScaling, Segment
     from jaxinfer.decoding import (
         LLMA,
@@ -73,6 +73,8 @@ __all__ = [
     "Medusa",
     "Model",
     "ModelConfig",
+    "Paged",
+    "Quantized",
     "Recycling",
     "Result",
     "Retrieval",
@@ -94,7 +96,7 @@ __all__ = [
 
 _HOMES = {
     "jaxinfer.api": ("Model", "Result", "Stream", "load"),
-    "jaxinfer.cache": ("POLICIES", "Cache", "CachePolicy", "Dense", "Window"),
+    "jaxinfer.cache": ("POLICIES", "Cache", "CachePolicy", "Dense", "Paged", "Quantized", "Window"),
     "jaxinfer.config": ("LayerKind", "ModelConfig", "Rope", "RopeScaling", "Segment"),
     "jaxinfer.decoding": (
         "LLMA",

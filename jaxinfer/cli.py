@@ -31,7 +31,10 @@ Method = Annotated[str | None, typer.Option(help="A decode method (see `list`); 
 Width = Annotated[int | None, typer.Option(help="lookup and others: tokens scored per step.")]
 Ngram = Annotated[int | None, typer.Option(help="lookup and others: the longest match looked for.")]
 DraftModel = Annotated[str | None, typer.Option(help="speculative: the model that guesses, as --model takes it.")]
-Policy = Annotated[str | None, typer.Option(help="Cache policy: dense or window; default: what suits the model.")]
+Policy = Annotated[
+    str | None,
+    typer.Option(help="Cache policy, such as quantized or paged:block=16 (see `list`); default: what suits the model."),
+]
 Capacity = Annotated[int | None, typer.Option(help="Cache slots; default: what is needed.")]
 Temperature = Annotated[float | None, typer.Option(help="Randomness; 0 takes the most likely token.")]
 TopK = Annotated[int | None, typer.Option(help="Sample among the k most likely tokens; 0: all.")]
@@ -169,6 +172,7 @@ def evaluate(
     dtype: Dtype = None,
     window: Annotated[int, typer.Option(help="Tokens in a window.")] = 2048,
     max_windows: Annotated[int | None, typer.Option(help="Only the first so many windows.")] = None,
+    policy: Policy = None,
 ) -> None:
     """Perplexity on a text file: tokenized whole, in disjoint windows, the tail dropped (as GPTQ and AWQ do)."""
     import time
@@ -176,7 +180,7 @@ def evaluate(
     from jaxinfer.experiment import terminal
 
     start = time.perf_counter()
-    result = terminal.perplexity(model, dtype, text, window, max_windows)
+    result = terminal.perplexity(model, dtype, text, window, max_windows, policy)
     seconds = time.perf_counter() - start
     typer.echo(
         f"perplexity {result.value:.4f}, {result.windows} windows, {result.tokens} tokens, {seconds:.1f} s in all"

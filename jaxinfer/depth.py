@@ -99,7 +99,7 @@ def empty_drafted(cache: Cache, slots: int) -> dict[str, Store]:
         batch = store.pos.shape[0]
 
         def empty(x):
-            return jnp.zeros((*x.shape[:3], slots, *x.shape[4:]), x.dtype)
+            return jnp.zeros((x.shape[0], batch, x.shape[2], slots, *x.shape[4:]), x.dtype)
 
         return Store(
             jax.tree.map(empty, store.k), jax.tree.map(empty, store.v), jnp.full((batch, slots), -1, jnp.int32)

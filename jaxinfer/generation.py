@@ -49,21 +49,57 @@ class Target:
         """For prompts of so many tokens, int[B]."""
         cfg = self.model.cfg
         cache = _empty_cache(policy, cfg, len(lengths), policy.capacity or capacity, self.model.dtype)
-        if any(kind.rope and kind.rope.scaling and kind.rope.scaling.follows_length for kind in cfg.kinds):
+        if self._follows_length:
             cache = dataclasses.replace(cache, prompt=jnp.array(lengths, jnp.int32))
         return self._placed(cache)
 
-    def repeat(self, cache: Cache, times: int) -> Cache:
-        """The cache with every row so many times, one behind the other."""
-        return cache if times == 1 else self._placed(_repeated(cache, times))
+    def read(
+        self,
+        policy: CachePolicy,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        ends: np.ndarray,
+        copies: int = 1,
+        hidden: list[jax.Array] | None = None,
+    ) -> tuple[Cache, float]:
+        """A cache that has read prompts i32[B, M] of lengths[B] but for their last tokens: see `prefill`.
+
+        copies: how many rows each of them becomes, of up to ends[B] tokens. Where rows can share what they begin with,
+        one reads it for all. Raises InputError where the policy has no room, before anything is read.
+        """
+        n, common = lengths - 1, 0
+        if hasattr(policy, "whole") and not self._follows_length:
+            common = policy.whole(_common(tokens, n))
+        if hasattr(policy, "check_room"):
+            policy.check_room(self.model.cfg, lengths, ends, copies, common)
+        cache, compiling = self.empty_cache(policy, lengths, tokens.shape[1]), 0.0
+        if common:
+            one = self._gathered(cache, np.zeros(1, np.int32))
+            one, compiling = self.prefill(one, tokens[:1, :common], np.full(1, common, np.int32), hidden)
+            cache = self._gathered(one, np.zeros_like(n))
+            if hidden is not None:
+                hidden[:] = [jnp.repeat(jnp.concatenate(hidden, axis=1)[:, :common], len(n), axis=0)]
+        cache, more = self.prefill(cache, tokens[:, common:], n - common, hidden)
+        return self._gathered(cache, np.repeat(np.arange(len(n)), copies)) if copies > 1 else cache, compiling + more
+
+    @property
+    def _follows_length(self) -> bool:
+        """Whether keys are turned by frequencies that the length of the prompt decides."""
+        return any(k.rope and k.rope.scaling and k.rope.scaling.follows_length for k in self.model.cfg.kinds)
+
+    def _gathered(self, cache: Cache, rows: np.ndarray) -> Cache:
+        return self._placed(_gathered(cache, jnp.asarray(rows)))
 
     def _placed(self, cache: Cache) -> Cache:
-        layout = self.layout
+        layout, rows = self.layout, len(cache.length)
         if layout is None:
             return cache
 
         def axes_of(x):
-            return STORE_AXES[: x.ndim] if x.ndim >= 4 else ("batch", *(None,) * (x.ndim - 1))
+            axes = STORE_AXES if x.ndim >= 4 else ("batch", None, None)
+            sized = zip(axes[: x.ndim], x.shape, strict=True)
+            # An axis of another size is one of blocks, which rows on any device share.
+            return tuple(None if axis == "batch" and size != rows else axis for axis, size in sized)
 
         return jax.tree.map(lambda x: layout.place(x, axes_of(x)), cache)
 
@@ -102,9 +138,15 @@ def _empty_cache(policy: CachePolicy, cfg: ModelConfig, batch: int, capacity: in
     return policy.init(cfg, batch, capacity, dtype)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _repeated(cache: Cache, times: int) -> Cache:
-    return gather(cache, jnp.repeat(jnp.arange(len(cache.length)), times))
+_gathered = jax.jit(gather)
+
+
+def _common(tokens: np.ndarray, n: np.ndarray) -> int:
+    """With how many tokens all rows begin, of the first n[B] of tokens i32[B, M]. A row alone has no others."""
+    if len(n) == 1:
+        return 0
+    alike = (tokens == tokens[:1]).all(axis=0)
+    return int(min(n.min(), alike.argmin() if not alike.all() else len(alike)))
 
 
 def chunks(n: int) -> Iterator[int]:
@@ -165,14 +207,13 @@ class Generation:
         self.temp_bytes = 0
         start = time.perf_counter()
         hidden: list[jax.Array] | None = [] if getattr(method, "reads_prompt", False) else None
-        cache, compiling = target.prefill(target.empty_cache(policy, lengths, buffer), tokens, lengths - 1, hidden)
+        cache, compiling = target.read(policy, tokens, lengths, ends, self.copies, hidden)
         extras = {name: target.extras[name] for name in method.needs}
         for name, extra in extras.items():
             if isinstance(extra, Target):
-                own, more = extra.prefill(extra.empty_cache(Dense(), lengths, buffer), tokens, lengths - 1)
-                extras[name] = Companion(extra.params, target.repeat(own, self.copies), extra.model)
+                own, more = extra.read(Dense(), tokens, lengths, ends, self.copies)
+                extras[name] = Companion(extra.params, own, extra.model)
                 compiling += more
-        cache = target.repeat(cache, self.copies)
         jax.block_until_ready((cache, extras))
         self._clock("prefill", start, compiling)
 
@@ -273,10 +314,11 @@ class Generation:
         figures = method.figures(state.aux) if hasattr(method, "figures") else {}
         weights = _nbytes(self.target.params)
         looked_up = 0 if self.target.model.cfg.tie_embeddings else self.target.params["embed"]["embedding"].nbytes
-        positions = [store.pos for store in state.cache.stores.values() if isinstance(store, Store)]
-        slots = sum(pos.size for pos in positions)
+        stores = [store for store in state.cache.stores.values() if isinstance(store, Store)]
+        held = [jax.tree.leaves(store.k)[0].shape for store in stores]  # [L, B, K, S, ...], or a pool
+        slots = sum(shape[1] * shape[3] for shape in held)
         filled = (self.lengths + ends) / 2
-        live = self.copies * sum(np.minimum(filled, pos.shape[1]).sum() for pos in positions)
+        live = self.copies * sum(np.minimum(filled, store.pos.shape[1]).sum() for store in stores)
 
         counters = ("steps", "guessed", "runs", "proposed", "accepted")
         counted: Any = {name: np.asarray(getattr(state, name))[:: self.copies].tolist() for name in counters}

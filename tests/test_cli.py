@@ -107,14 +107,15 @@ def test_generate_prints_the_text_and_the_figures_apart(jaxinfer_, arguments):
 
 def test_generate_passes_its_options_on(jaxinfer_):
     model = Model()
-    options = "--method lookup --width 4 --policy window --capacity 99 --max-new-tokens 7 --seed 3 --stop a --stop b"
+    options = "--method lookup --width 4 --policy paged:block=16,format=int8 --capacity 99"
+    options += " --max-new-tokens 7 --seed 3 --stop a --stop b"
     jaxinfer_("generate", "-", "--system", "Be brief", *options.split(), model=model, stdin="Hi\n")
     assert model.asked == [
         (
             [("system", "Be brief"), ("user", "Hi\n")],
             {
                 "method": jaxinfer.Lookup(width=4),
-                "policy": jaxinfer.Window(capacity=99),
+                "policy": jaxinfer.Paged(99, block=16, format="int8"),
                 "sampling": None,
                 "max_new_tokens": 7,
                 "seed": 3,
@@ -156,6 +157,13 @@ def test_sampling_options_ask_for_sampling_and_no_chat_for_plain_text(jaxinfer_)
         ("generate Hi --method greedy --top-p 0.5", "--top-p: method 'greedy' does not sample"),
         ("generate Hi --temperature -1", "temperature=-1.0 must be 0 (the most likely token) or a positive number"),
         ("generate Hi --policy densee", "--policy: unknown policy 'densee'; nearest: 'dense'"),
+        ("generate Hi --policy paged:16", "--policy: '16' must be key=value, as in paged:block=16,pool=64"),
+        ("generate Hi --policy paged:block=many", "--policy: block: expected a whole number, got 'many'"),
+        ("generate Hi --policy paged:block=24", "block=24 must be a power of two, 16 or above"),
+        ("chat --policy paged:pool=0", "pool=0 must be at least 1 block, or left out"),
+        ("generate Hi --policy quantized:formt=fp8", "policy 'quantized' has no such parameter; nearest: 'format'"),
+        ("generate Hi --policy quantized:format=int4", "--policy: format: expected 'int8' or 'fp8', got 'int4'"),
+        ("eval --text tests/data/prose.txt --policy dens", "--policy: unknown policy 'dens'; nearest: 'dense'"),
         ("generate -", "the prompt is empty"),
         ("eval --text nowhere.txt", "--text: nowhere.txt: no such file"),
         ("run nowhere.yaml", "nowhere.yaml: no such config file"),
@@ -233,6 +241,9 @@ def test_eval_prints_the_perplexity_of_disjoint_windows(jaxinfer_, tmp_path):
     logprobs = jax.nn.log_softmax(model.logits(windows)[:, :-1])
     nll = -np.take_along_axis(np.asarray(logprobs), windows[:, 1:, None], axis=2).mean()
     assert float(found[1]) == pytest.approx(np.exp(nll), rel=1e-3)
+    options = "--text", text, "--window", 8, "--policy"
+    coarse = jaxinfer_("eval", *options, "quantized", model=model)[1]
+    assert 0 < abs(float(re.match(r"perplexity ([\d.]+)", coarse)[1]) - float(found[1])) < 1
 
 
 @pytest.fixture

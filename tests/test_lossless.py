@@ -1,6 +1,7 @@
 """Lossless means equal: every method, under every policy, gives each row the tokens that greedy gives it alone."""
 
 import dataclasses
+from itertools import cycle
 from types import SimpleNamespace
 
 import jax
@@ -20,6 +21,7 @@ from jaxinfer import (
     Lookahead,
     Lookup,
     Model,
+    Paged,
     Recycling,
     Retrieval,
     Sampling,
@@ -35,7 +37,9 @@ COLD = Sampling(temperature=0.0)
 THOROUGH = [SMALL[name] for name in ("greedy", "sample", "lookup", "speculative")]
 OTHERS = [method for method in SMALL.values() if method not in THOROUGH]
 OTHERS += [Lookup(16, 2), Speculative(schedule="heuristic", confidence=0.1)]
-PLACES = [*(("tiny_gemma", policy()) for policy in POLICIES.values()), ("tiny_segments", Window())]
+PLACES = [("tiny_gemma", Dense()), ("tiny_gemma", Window()), ("tiny_segments", Window())]
+PAGED = Paged(block=16)  # so that texts are longer than a block
+OTHER_PLACES = [PAGED, *(policy() for policy in POLICIES.values() if policy not in (Dense, Window, Paged))]
 LENGTHS = (1, 2, 5, 9, 30, 33, 64, 100)
 NEW = 100
 DOCUMENTS = np.random.default_rng(3).integers(0, 97, (8, NEW)).tolist()
@@ -48,13 +52,14 @@ def generate(model, prompts, method, documents=DOCUMENTS, **options):
 
 @pytest.fixture(scope="module")
 def greedy():
-    """Greedy under Dense, all rows in one batch: kept, for many tests compare with it."""
+    """Greedy under Dense or a policy that is not exact, all rows in one batch: kept, for many tests compare with it."""
     kept = {}
 
-    def of(model, prompts, new):
-        key = (model.config, str(prompts), str(new))
+    def of(model, prompts, new, policy=None):
+        policy = Dense() if getattr(policy, "exact", True) else policy
+        key = (model.config, str(prompts), str(new), policy)
         if key not in kept:
-            kept[key] = model.generate(prompts, max_new_tokens=new, method=Greedy(), policy=Dense()).tokens
+            kept[key] = model.generate(prompts, max_new_tokens=new, method=Greedy(), policy=policy).tokens
         return kept[key]
 
     return of
@@ -82,20 +87,25 @@ def is_most_likely(model, prompt, new):
     ("method", "name", "policy"),
     [
         *((method, *place) for method in THOROUGH for place in PLACES),
-        *((method, "tiny_gemma", Window()) for method in OTHERS),
+        *((method, "tiny_gemma", policy) for method in THOROUGH[2:] for policy in OTHER_PLACES),
+        # Chains and trees, under each policy in turn: the product of all takes minutes.
+        *(
+            (method, "tiny_gemma", policy)
+            for method, policy in zip(OTHERS, cycle([Window(), *OTHER_PLACES]), strict=False)
+        ),
     ],
     ids=str,
 )
 def test_a_ragged_batch(request, ragged, greedy, method, name, policy):
     tiny, prompts = request.getfixturevalue(name), ragged(LENGTHS)
-    documents = greedy(tiny, prompts, NEW)  # for the methods that need some
+    documents = greedy(tiny, prompts, NEW, policy)  # for the methods that need some
     result = generate(tiny, prompts, method, documents, policy=policy, max_new_tokens=NEW)
-    assert result.tokens == greedy(tiny, prompts, NEW)
+    assert result.tokens == documents
     assert (result.stats.tokens_per_step > 1.1) == (method.width > 1)  # else it shows nothing
     others = ragged(reversed(LENGTHS), seed=1)  # the same programs, other lengths in every row
     limits = [NEW, 3, 20, 1, 7, NEW, 11, 2]
     again = generate(tiny, others, method, documents, policy=policy, max_new_tokens=limits)
-    whole = greedy(tiny, others, NEW)
+    whole = greedy(tiny, others, NEW, policy)
     assert again.tokens == [row[:limit] for row, limit in zip(whole, limits, strict=True)]
 
 

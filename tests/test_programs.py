@@ -1,5 +1,7 @@
 """What is compiled, how often, and how much memory it takes."""
 
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from jaxinfer import (
     Lookup,
     Model,
     ModelConfig,
+    Paged,
+    Quantized,
     Sample,
     Sampling,
     Segment,
@@ -36,7 +40,8 @@ def traces():
 @pytest.mark.parametrize(
     ("method", "policy"),
     [
-        *((SMALL[name], policy) for name in ("greedy", "sample", "lookup") for policy in POLICIES.values()),
+        *((SMALL[name], policy) for name in ("greedy", "sample", "lookup") for policy in (Dense, Window)),
+        *((SMALL["lookup"], policy) for policy in POLICIES.values() if policy not in (Dense, Window)),
         *((method, Dense) for name, method in SMALL.items() if name not in ("greedy", "sample", "lookup")),
     ],
     ids=str,
@@ -71,18 +76,25 @@ def _decode_memory(model, prompts, method, policy):
 
 @pytest.mark.parametrize(
     ("method", "policy"),
-    [(Greedy(), Dense), (Sample(), Window), (Lookup(width=4), Window), (Beam(beams=2), Window)],
+    [
+        (Greedy(), Dense),
+        (Sample(), Window),
+        (Lookup(width=4), Window),
+        (Beam(beams=2), Window),
+        (Greedy(), Quantized),
+        (Beam(beams=2), partial(Paged, block=16, format="int8")),
+    ],
 )
 @pytest.mark.usefixtures("usual_emitters")
 def test_the_cache_is_never_copied(tiny_gemma, ragged, method, policy):
     prompts = ragged((3, 9, 1))
     small, small_cache = _decode_memory(tiny_gemma, prompts, method, policy(capacity=256))
     large, large_cache = _decode_memory(tiny_gemma, prompts, method, policy(capacity=8192))
-    one_buffer = 2 * 3 * 1 * 8192 * 16 * 4  # the keys of the two global layers, as they grow: 2.25 MiB
-    assert large_cache - small_cache > one_buffer
-    # Masks and the bound of the loop read the positions, 4 bytes a slot and row; keys and values would be far more.
+    # Masks and the bound of the loop read the positions, 4 bytes a slot and row; keys and values would be far more, if
+    # only one of the four buffers of the two global layers were copied, or widened as a whole.
     rows = 3 * getattr(method, "rows_per_prompt", 1)
     assert large - small <= 4 * (rows * 8192 * 4)
+    assert (large_cache - small_cache) / 2 > 4 * (rows * 8192 * 4)
 
 
 def _compiled_size(n_layers: int, d_model: int) -> int:

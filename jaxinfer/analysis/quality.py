@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.api import Model
-from jaxinfer.cache import Window
+from jaxinfer.cache import CachePolicy, Window
 from jaxinfer.cache.store import Cache
 from jaxinfer.engine import forward, logits_of, positions_of
 from jaxinfer.errors import InputError
@@ -37,13 +37,15 @@ def perplexity(
     window: int = 2048,
     max_windows: int | None = None,
     progress: Callable[[int, int, float], None] | None = None,
+    policy: CachePolicy | None = None,
 ) -> Perplexity:
     """Perplexity of a text, given as the tokens of the whole of it (the protocol of GPTQ and AWQ).
 
     The tokens are cut into disjoint windows and the tail is dropped. Each window stands alone: its first token is no
     label, each other one is predicted from those before it in the window. Comparable between runs with the same
     window and the same tokenizer only. `max_windows`: only the first so many. `progress(done, total, running)` is
-    called behind each window with the perplexity so far.
+    called behind each window with the perplexity so far. policy: what the tokens of a window are kept in; default: the
+    exact one that suits the model.
 
     Raises InputError for a window below 2 or beyond the model's context, and for fewer tokens than one window.
     """
@@ -51,7 +53,7 @@ def perplexity(
     windows = [model.encode(tokens[i * window : (i + 1) * window], f"window {i}") for i in range(count)]
     total = 0.0
     for done, ids in enumerate(windows, start=1):
-        total += float(token_nll(model, np.array([ids], np.int32)).sum())
+        total += float(token_nll(model, np.array([ids], np.int32), policy=policy).sum())
         if progress:
             progress(done, count, math.exp(total / (done * (window - 1))))
     labels = count * (window - 1)
@@ -72,13 +74,21 @@ def _count(model: Model, length: int, window: int, max_windows: int | None) -> i
     return count if max_windows is None else min(count, max_windows)
 
 
-def token_nll(model: Model, ids: np.ndarray, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
+def token_nll(
+    model: Model,
+    ids: np.ndarray,
+    progress: Callable[[int, int], None] | None = None,
+    policy: CachePolicy | None = None,
+) -> np.ndarray:
     """Cross-entropy of ids int32[B, W] in nats, of every token but the first of each row: float64[B, W-1].
 
     `progress(done, total)` is called now and then with the number of tokens scored in each row.
     """
     target, (batch, length) = model.target, (ids.shape[0], ids.shape[1] - 1)
-    cache = target.empty_cache(Window(), np.full(batch, length), length)
+    policy, lengths = policy or Window(), np.full(batch, length)
+    if hasattr(policy, "check_room"):
+        policy.check_room(model.config, lengths, lengths + 1)
+    cache = target.empty_cache(policy, lengths, length)
     parts: list[np.ndarray] = []
     done = 0
     for width in chunks(length):

@@ -16,6 +16,11 @@ class CachePolicy(Protocol):
     A policy is a frozen dataclass, static under jit, in a file of its own. The cache is read-only inside forward: the
     one place where it changes is `commit`, which writes what was accepted. So a rejected draft, a rollback and a padded
     row are all the same thing: not committing.
+
+    A policy may also have `exact`, False if its logits are not those of all keys and values as computed;
+    `gather(cache, rows)` where its aux is not [B, ...]; and where rows share what they hold, `whole(tokens)`, how many
+    of the tokens that all rows begin with they share, and `check_room(cfg, lengths, ends, copies, common)`, which
+    raises InputError before anything is written if it may not be enough.
     """
 
     @property

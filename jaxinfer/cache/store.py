@@ -1,6 +1,7 @@
 """What every cache policy is made of: stores of slots, and the functions that fill and bound them."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,11 +21,16 @@ STORE_AXES = ("layers", "batch", "kv_heads", "slots", "head_dim")
 
 @struct.dataclass
 class Store:
-    """The slots of all layers of one kind. `k` and `v` are pytrees of arrays [L, B, K, S, ...] in storage format."""
+    """The slots of all layers of one kind. `k` and `v` are pytrees of arrays [L, B, K, S, ...] in storage format.
+
+    With `pages` they are pools of blocks [L, P, K, block, ...] that the rows share, and slot s of a row lies in block
+    pages[row, s // block]. Behind the last slot in use that is any block.
+    """
 
     k: Any
     v: Any
     pos: jax.Array  # i32[B, S]: the position of the token in a slot, -1 if the slot is empty
+    pages: jax.Array | None = None  # i32[B, S / block]
 
 
 @struct.dataclass
@@ -50,13 +56,24 @@ def round_up(n: int, multiple: int = BLOCK) -> int:
     return -(-n // multiple) * multiple
 
 
-def empty_store(cfg: ModelConfig, kind: LayerKind, batch: int, slots: int, dtype: jnp.dtype) -> Store | States:
-    """A store without tokens: zeros, because 0 x NaN from an unused slot would reach the output."""
+def empty_store(
+    cfg: ModelConfig,
+    kind: LayerKind,
+    batch: int,
+    slots: int,
+    dtype: jnp.dtype,
+    encode: Callable[[jax.Array], Any] = lambda x: x,
+) -> Store | States:
+    """A store without tokens: zeros, because 0 x NaN from an unused slot would reach the output.
+
+    encode: a policy's, from numbers of `dtype` to its storage format.
+    """
     if kind.mixer:
         shapes = kind.mixer.carried(cfg)
         return States({name: jnp.zeros((cfg.count(kind), batch, *shape)) for name, shape in shapes.items()})
     heads, *widths = cfg.stored
-    k, v = (jnp.zeros((cfg.count(kind), batch, heads, slots, width), dtype) for width in widths)
+    numbers = [jax.ShapeDtypeStruct((cfg.count(kind), batch, heads, slots, width), dtype) for width in widths]
+    k, v = (jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(encode, x)) for x in numbers)
     return Store(k, v, pos=jnp.full((batch, slots), -1, jnp.int32))
 
 
@@ -93,7 +110,7 @@ def settle(store: States, fresh: Any, take: jax.Array | None, n: jax.Array) -> S
 def rollback(cache: Cache, length: jax.Array) -> Cache:
     """The cache as it was when each row had its first length[B] tokens, or fewer.
 
-    For caches that overwrite nothing: no rings, no states, no history in `aux`.
+    For caches that overwrite nothing: no rings, no pages, no states, no history in `aux`.
     """
     keep = jnp.minimum(cache.length, length)
     stores = {
@@ -115,13 +132,13 @@ def gather(cache: Cache, rows: jax.Array) -> Cache:
         raise InputError(f"policy {type(cache.policy).__name__} cannot copy a row to another, as beams do: take Dense")
 
     def move(store: Store | States) -> Store | States:
-        layered = partial(jax.tree.map, lambda x: _rows(x, rows, axis=1))
         if isinstance(store, States):
-            return States(layered(store.state))
-        return Store(layered(store.k), layered(store.v), _rows(store.pos, rows))
+            return move_states(store, rows)
+        layered = partial(jax.tree.map, lambda x: take_rows(x, rows, axis=1))
+        return Store(layered(store.k), layered(store.v), take_rows(store.pos, rows))
 
     stores = {name: move(store) for name, store in cache.stores.items()}
-    length, aux, prompt = jax.tree.map(lambda x: _rows(x, rows), (cache.length, cache.aux, cache.prompt))
+    length, aux, prompt = jax.tree.map(lambda x: take_rows(x, rows), (cache.length, cache.aux, cache.prompt))
     return dataclasses.replace(cache, stores=stores, length=length, aux=aux, prompt=prompt)
 
 
@@ -136,11 +153,11 @@ def reorder(cache: Cache, rows: jax.Array) -> Cache:
     def move(store: Store) -> Store:
         def one_block(i, x):
             block = jax.lax.dynamic_slice_in_dim(x, i * BLOCK, BLOCK, axis=3)
-            return jax.lax.dynamic_update_slice_in_dim(x, _rows(block, rows, axis=1), i * BLOCK, axis=3)
+            return jax.lax.dynamic_update_slice_in_dim(x, take_rows(block, rows, axis=1), i * BLOCK, axis=3)
 
         blocks = -(-extent(store) // BLOCK)
         k, v = jax.lax.fori_loop(0, blocks, lambda i, kv: jax.tree.map(partial(one_block, i), kv), (store.k, store.v))
-        return Store(k, v, _rows(store.pos, rows))
+        return Store(k, v, take_rows(store.pos, rows))
 
     slots = {name: move(store) for name, store in cache.stores.items() if isinstance(store, Store)}
     rest = {name: store for name, store in cache.stores.items() if name not in slots}
@@ -148,8 +165,14 @@ def reorder(cache: Cache, rows: jax.Array) -> Cache:
     return dataclasses.replace(moved, stores={**moved.stores, **slots})
 
 
-def _rows(x: jax.Array, rows: jax.Array, axis: int = 0) -> jax.Array:
+def take_rows(x: jax.Array, rows: jax.Array, axis: int = 0) -> jax.Array:
+    """Rows i32[R] of an array."""
     return jnp.take(x, rows, axis=axis, mode="clip")
+
+
+def move_states(store: States, rows: jax.Array) -> States:
+    """States whose row i is that of row rows[i]."""
+    return States(jax.tree.map(lambda x: take_rows(x, rows, axis=1), store.state))
 
 
 def write(store: Store, fresh: tuple[Any, Any], take: jax.Array | None, pos: jax.Array, slot: jax.Array) -> Store:
@@ -159,15 +182,21 @@ def write(store: Store, fresh: tuple[Any, Any], take: jax.Array | None, pos: jax
     order. pos, slot: i32[B, E]; a slot outside the store drops its token.
     """
     rows = jnp.arange(slot.shape[0])[:, None]
+    block, offset = rows, slot
+    if store.pages is not None:
+        size = store.pos.shape[1] // store.pages.shape[1]
+        nowhere = jnp.iinfo(jnp.int32).max
+        block, offset = store.pages.at[rows, slot // size].get(mode="fill", fill_value=nowhere), slot % size
 
     def put(buffer, new):
         if take is not None:
             index = take.reshape(1, take.shape[0], 1, take.shape[1], *(1,) * (new.ndim - 4))
             new = jnp.take_along_axis(new, index, axis=3)
         # Advanced indices around a slice put their axes in front: the update is [B, E, L, K, ...].
-        return buffer.at[:, rows, :, slot].set(jnp.moveaxis(new, (1, 3), (0, 1)), mode="drop")
+        return buffer.at[:, block, :, offset].set(jnp.moveaxis(new, (1, 3), (0, 1)), mode="drop")
 
-    return Store(
+    return dataclasses.replace(
+        store,
         k=jax.tree.map(put, store.k, fresh[0]),
         v=jax.tree.map(put, store.v, fresh[1]),
         pos=store.pos.at[rows, slot].set(pos, mode="drop"),

@@ -14,7 +14,7 @@ from rich.table import Table
 
 import jaxinfer
 from jaxinfer.errors import InputError
-from jaxinfer.experiment import compare, extras, registry, results, table
+from jaxinfer.experiment import compare, extras, merge, registry, results, table
 from jaxinfer.experiment.merge import Origin
 from jaxinfer.experiment.prompts import load_prompts
 from jaxinfer.experiment.runner import Interrupted, run
@@ -48,14 +48,25 @@ def options(
     if sampling and not chosen.samples:
         option = next(iter(sampling)).replace("_", "-")
         raise InputError(f"--{option}: method {name!r} does not sample; use --method sample, or leave it out")
-    if capacity is not None or policy is not None:
-        spec = {"name": policy or "window", **_given({"capacity": capacity})}  # window: exact for every model
-        policy = registry.policy(spec, (), Origin("--policy"))
     return {
         "method": chosen,
-        "policy": policy,
+        "policy": policy_of(policy, capacity),
         "sampling": registry.sampling(sampling, (), Origin("sampling")) if sampling else None,
     }
+
+
+def policy_of(text: str | None, capacity: int | None = None):
+    """The cache policy that `--policy name:key=value,...` asks for; None where nothing is given. Raises InputError."""
+    if text is None and capacity is None:
+        return None
+    name, _, parameters = (text or "window").partition(":")  # window: exact for every model
+    spec: dict[str, Any] = {"name": name, **_given({"capacity": capacity})}
+    for part in parameters.split(",") if parameters else ():
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"--policy: {part!r} must be key=value, as in paged:block=16,pool=64")
+        spec[key.strip()] = merge.parse(value, f"--policy: {key}")
+    return registry.policy(spec, (), Origin("--policy"))
 
 
 def constraint(model, regex: str | None, json_schema: str | None) -> dict[str, Any]:
@@ -157,12 +168,15 @@ def _answer(model, turns: list[dict[str, str]], settings: dict[str, Any]) -> lis
     return [*turns, {"role": "assistant", "content": "".join(pieces)}]
 
 
-def perplexity(source: str, dtype: str | None, file: str, window: int, max_windows: int | None):
+def perplexity(
+    source: str, dtype: str | None, file: str, window: int, max_windows: int | None, policy: str | None = None
+):
     """Perplexity of a text file as it is: tokenized whole, in disjoint windows, the tail dropped. Raises InputError."""
     text = read_text(file, "--text")
     for option, value, least in (("--window", window, 2), ("--max-windows", max_windows, 1)):
         if value is not None and value < least:
             raise InputError(f"{option}: expected a whole number from {least}, got {value}")
+    kept = policy_of(policy)
     model = load_model(source, dtype)
     if model.tokenizer is None:
         raise InputError(f"--model: {source!r} has no tokenizer")
@@ -178,7 +192,7 @@ def perplexity(source: str, dtype: str | None, file: str, window: int, max_windo
         def show(done: int, total: int, running: float) -> None:
             progress.update(task, completed=done, total=total, running=f"{running:.3f}")
 
-        return quality.perplexity(model, tokens, window=window, max_windows=max_windows, progress=show)
+        return quality.perplexity(model, tokens, window, max_windows, show, kept)
 
 
 def run_experiment(config_file: str, arguments: list[str], resume: bool) -> None:

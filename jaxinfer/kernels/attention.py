@@ -56,7 +56,7 @@ def attend(
     use. visible and decode: the policy's. ahead: a small second store, of tokens between the cache and the fresh ones
     that are drafted and not committed. Raises InputError where `dispatch.use` forces what cannot run.
     """
-    call = dispatch.Call.of(q, k.shape[2], store.k, store.pos.shape[1], scoring.value_width is not None)
+    call = dispatch.Call.of(q, k.shape[2], store, scoring.value_width is not None)
     row = dispatch.choose(call)
     code = dispatch.module(row)
     if row.name != "pallas":
@@ -75,7 +75,7 @@ def attend(
 def _in_parts(kernel, q, k, v, tree, store, ahead, layer, q_pos, visible, decode, scoring) -> jax.Array:
     """Partials of the cache, of the tokens ahead of it and of the fresh tokens, and what they come to together."""
     n_tokens = k.shape[2]
-    cached = kernel(q, store.k, store.v, layer, q_pos, store.pos, visible, scoring)
+    cached = kernel(q, store.k, store.v, layer, q_pos, store.pos, visible, scoring, pages=store.pages)
     if tree is None and n_tokens > FEW:
         padding = round_up(n_tokens, BLOCK) - n_tokens
         keys, values = (jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0)))[None] for x in (k, v))
@@ -102,11 +102,12 @@ def _sharded(run: Any, layout: rules.Sharding, q, k, v, tree, store, ahead, laye
     """Each device runs the kernel on its own rows and key/value heads: the compiler does not split a Pallas call."""
     rows, heads = layout.rules.spec(("batch", "kv_heads"), q.shape[:2], layout.mesh)
     by_row, by_head, by_both = PartitionSpec(rows), PartitionSpec(heads), PartitionSpec(rows, heads)
-    stacked = PartitionSpec(None, rows, heads)
 
     def spec_of(store: Any) -> Any:
+        of_pools = store.pages is not None  # which rows on any device may read
+        stacked = PartitionSpec(None, None if of_pools else rows, heads)
         keys, values = (jax.tree.map(lambda _: stacked, x) for x in (store.k, store.v))
-        return store.replace(k=keys, v=values, pos=by_row)
+        return store.replace(k=keys, v=values, pos=by_row, pages=by_row if of_pools else None)
 
     of_ahead = None if ahead is None else spec_of(ahead)
     tree_spec = PartitionSpec() if tree is not None and tree.shape[0] == 1 else by_row

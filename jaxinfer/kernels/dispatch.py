@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxinfer.cache.store import Store
 from jaxinfer.errors import InputError, nearest
 from jaxinfer.kernels.contract import Codes
 from jaxinfer.sharding import rules
@@ -38,9 +39,11 @@ class Call:
     group: int  # query heads that share a key/value head
     slots: int
     latent: bool  # values are columns of the keys
+    page: int | None = None  # slots of a block, where keys lie in pools that rows share
 
     @staticmethod
-    def of(q: jax.Array, n_tokens: int, stored: Any, slots: int, latent: bool) -> "Call":
+    def of(q: jax.Array, n_tokens: int, store: Store, latent: bool) -> "Call":
+        stored, slots = store.k, store.pos.shape[1]
         device = rules.device()
         choice = _CHOICE.get()
         platform, generation = device.platform, str(getattr(device, "compute_capability", "") or "")
@@ -52,7 +55,9 @@ class Call:
             name = stored.dtype.name if jnp.issubdtype(stored.dtype, jnp.floating) else f"{stored.dtype.name} array"
         else:
             name = type(stored).__name__
-        return Call(platform, generation, q.dtype.name, name, q.shape[-1], q.shape[2] // n_tokens, slots, latent)
+        page = None if store.pages is None else slots // store.pages.shape[1]
+        group = q.shape[2] // n_tokens
+        return Call(platform, generation, q.dtype.name, name, q.shape[-1], group, slots, latent, page)
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Row:
     widths: tuple[int, ...] | None = None
     group: int | None = None  # at most
     latent: bool = True
+    page: int = 1  # blocks of a pool hold a multiple of so many slots
     unasked: bool = True  # runs without being forced: False for what no device has proved yet
 
     def misfit(self, call: Call) -> str | None:
@@ -95,6 +101,8 @@ class Row:
             return f"it takes at most {self.group} query heads to a key/value head, not {call.group}"
         if self.platforms and call.slots % 128:
             return f"it takes a multiple of 128 slots, not {call.slots}"
+        if call.page and call.page % self.page:
+            return f"it takes blocks of a multiple of {self.page} tokens, not of {call.page}"
         return None
 
 
@@ -108,6 +116,7 @@ TABLE = (
         widths=(64, 96, 128, 256),
         group=256,
         latent=False,
+        page=128,
     ),
     Row(
         "pallas",
@@ -120,6 +129,7 @@ TABLE = (
         widths=(64, 96, 128, 256),
         group=64,
         latent=False,
+        page=64,
         unasked=False,
     ),
     Row("xla", "xla"),

@@ -4,7 +4,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.cache.store import Store
-from jaxinfer.kernels.contract import PLAIN, Decode, Partial, Scoring, Visible, chain_or, merged, rows_of, with_sinks
+from jaxinfer.kernels.contract import (
+    PLAIN,
+    Decode,
+    Partial,
+    Scoring,
+    Visible,
+    chain_or,
+    merged,
+    rows_of,
+    through,
+    with_sinks,
+)
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -27,7 +38,11 @@ def attend(
     mask = visible(q_pos[:, :, None], q_pos[:, None, :]) & chain_or(tree, k.shape[2])
     fresh = partial(q, k, v, mask, q_pos, q_pos, scoring)
     for cached in (store,) if ahead is None else (store, ahead):
-        keys, values = (decode(jax.tree.map(lambda x: x[layer], stored), q.dtype) for stored in (cached.k, cached.v))
+
+        def of_layer(stored, pages=cached.pages):
+            return jax.tree.map(lambda x: x[layer], stored) if pages is None else through(stored, layer, pages)
+
+        keys, values = (decode(of_layer(stored), q.dtype) for stored in (cached.k, cached.v))
         seen = visible(q_pos[:, :, None], cached.pos[:, None, :])
         fresh = merged(partial(q, keys, values, seen, q_pos, cached.pos, scoring), fresh)
     return with_sinks(fresh, scoring.sinks, k.shape[2])

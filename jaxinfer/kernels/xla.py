@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.cache.store import BLOCK, Store
-from jaxinfer.kernels.contract import FLOOR, PLAIN, Decode, Partial, Scoring, Visible, chain_or
+from jaxinfer.kernels.contract import FLOOR, PLAIN, Decode, Partial, Scoring, Visible, chain_or, through
 
 QUERY_BLOCK = 128  # fresh tokens whose scores are held at a time
 WIDE_BLOCK = 512  # cache slots read at a time where many queries share the work
@@ -95,16 +95,24 @@ def fold_cached(
     layer: i32[], which of the stacked layers. q_pos: i32[B, T]. extent: i32[], slots in use. The work and the bytes
     read follow `extent`, not the capacity of the cache; the store is indexed, never sliced by layer: that would copy.
     """
-    wide = q_pos.shape[1] >= QUERY_BLOCK // 2 and store.pos.shape[1] % WIDE_BLOCK == 0
-    size = min(WIDE_BLOCK if wide else BLOCK, store.pos.shape[1])
+    slots = store.pos.shape[1]
+    page = 1 if store.pages is None else slots // store.pages.shape[1]
+    wide = q_pos.shape[1] >= QUERY_BLOCK // 2 and slots % WIDE_BLOCK == 0
+    size = max(min(WIDE_BLOCK if wide else BLOCK, slots), page)
 
     def block(i, running):
         def read(stored):
             index = (layer, 0, 0, i * size, *(0,) * (stored.ndim - 4))
             return jax.lax.dynamic_slice(stored, index, (1, *stored.shape[1:3], size, *stored.shape[4:]))[0]
 
-        k = decode(jax.tree.map(read, store.k), q.dtype)
-        v = _values(k, decode(jax.tree.map(read, store.v), q.dtype), scoring)
+        if store.pages is None:
+            k, v = (jax.tree.map(read, stored) for stored in (store.k, store.v))
+        else:
+            blocks = size // page
+            pages = jax.lax.dynamic_slice_in_dim(store.pages, i * blocks, blocks, axis=1)
+            k, v = (through(stored, layer, pages) for stored in (store.k, store.v))
+        k = decode(k, q.dtype)
+        v = _values(k, decode(v, q.dtype), scoring)
         kv_pos = jax.lax.dynamic_slice_in_dim(store.pos, i * size, size, axis=1)
         adjust = _adjustment(scoring, (q_pos, kv_pos))
         return _fold(running, q, k, v, visible(q_pos[:, :, None], kv_pos[:, None, :]), adjust)

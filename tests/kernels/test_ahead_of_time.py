@@ -48,12 +48,12 @@ class Shapes:
         rows = (LAYERS, batch * slots // page, k_heads, page) if page else (LAYERS, batch, k_heads, slots)
         keys = self.of((*rows, width), stored)
         keys = Codes(keys, self.of(rows, "float32")) if stored == "int8" else keys
-        self.store = Store(keys, keys, self.of((batch, slots), "int32"))
+        pages = self.of((batch, slots // page), "int32") if page else None
+        self.store = Store(keys, keys, self.of((batch, slots), "int32"), pages)
         self.q = self.of((batch, k_heads, tokens * (n // k_heads), width))
         self.fresh = self.of((batch, k_heads, tokens, width))
         self.q_pos = self.of((batch, tokens), "int32")
         self.tree = self.of((batch, tokens, tokens), "bool") if tree else None
-        self.pages = self.of((batch, slots // page), "int32") if page else None
         self.one = self.of((), "int32")
         self.layer_bytes = 2 * batch * k_heads * slots * width * jnp.dtype(stored).itemsize
 
@@ -72,17 +72,6 @@ class Shapes:
 
         args = self.q, self.fresh, self.fresh, self.tree, self.store, self.one, self.q_pos, self.one
         return self.compiled(run, *args)
-
-    def through_pages(self):
-        """The kernel alone, over pools of pages."""
-        with sharding.use(self.layout), dispatch.use("pallas"):
-            call = dispatch.Call.of(self.q, self.q_pos.shape[1], self.store.k, SLOTS, False)
-            kernel = dispatch.module(dispatch.choose(call)).partial
-
-        def run(q, store, layer, q_pos, pages):
-            return kernel(q, store.k, store.v, layer, q_pos, store.pos, self.visible, pages=pages)
-
-        return self.compiled(run, self.q, self.store, self.one, self.q_pos, self.pages)
 
 
 def check(compiled, bound):
@@ -114,4 +103,4 @@ def test_decode(layout, model, batch, tokens, stored):
 @pytest.mark.parametrize("model", MODELS)
 def test_paged_decode(layout, model, tokens, stored):
     shapes = Shapes(layout, model, 16, tokens, SLOTS, stored, page=128)
-    check(shapes.through_pages(), shapes.layer_bytes)
+    check(shapes.attention(), shapes.layer_bytes)

@@ -2,6 +2,7 @@
 
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,13 +13,21 @@ from jaxinfer import InputError
 from jaxinfer.cache.store import Store, extent
 from jaxinfer.kernels import dispatch
 from jaxinfer.kernels.attention import attend
-from jaxinfer.kernels.contract import PLAIN
+from jaxinfer.kernels.contract import PLAIN, dequantize
 
 
 def call(
-    platform="tpu", generation="", dtype="bfloat16", stored="bfloat16", width=128, group=4, slots=1024, latent=False
+    platform="tpu",
+    generation="",
+    dtype="bfloat16",
+    stored="bfloat16",
+    width=128,
+    group=4,
+    slots=1024,
+    latent=False,
+    page=None,
 ):
-    return dispatch.Call(platform, generation, dtype, stored, width, group, slots, latent)
+    return dispatch.Call(platform, generation, dtype, stored, width, group, slots, latent, page)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +36,8 @@ def call(
         (call(), "tpu"),
         (call(dtype="float32", stored="float32"), "tpu"),
         (call(stored="int8", width=256), "tpu"),
+        (call(page=256), "tpu"),
+        (call("cpu", page=16), "xla"),
         (call("gpu", "9.0"), "xla"),  # until a device has proved it, only where it is forced
         (call("cpu", dtype="float32", stored="float32"), "xla"),
         (call("cpu", width=7), "xla"),
@@ -47,6 +58,7 @@ def test_the_table_chooses_without_a_word(given, module):
         (call(stored="Packed"), "reads keys in bfloat16, float32, int8, float8_e4m3fn, not in Packed"),
         (call(latent=True), "latent attention"),
         (call(slots=100), "a multiple of 128 slots, not 100"),
+        (call(page=64), "blocks of a multiple of 128 tokens, not of 64"),
     ],
 )
 def test_what_a_kernel_does_not_take_falls_back_and_says_why_once(given, reason, monkeypatch):
@@ -67,6 +79,8 @@ def test_what_a_kernel_does_not_take_falls_back_and_says_why_once(given, reason,
         (call("gpu", "9.0", "float16", "float8_e4m3fn", width=64), None),
         (call("gpu", "9.0", "float32", "float32"), "computes in bfloat16 or float16, not in float32"),
         (call("gpu", "9.0", "float16", "bfloat16"), "the dtype of its queries, float16, not bfloat16"),
+        (call("gpu", "9.0", page=64), None),
+        (call("gpu", "9.0", page=32), "blocks of a multiple of 64 tokens, not of 32"),
         (call("gpu", "9.0", group=71), "at most 64 query heads to a key/value head, not 71"),
     ],
 )
@@ -97,8 +111,8 @@ def test_names_are_checked():
         dispatch.use("pallas", target="npu").__enter__()
 
 
-def layer(case, dtype=jnp.float32, scoring=PLAIN, decode=lambda x, dtype: x.astype(dtype)):
-    store = Store(case.k, case.v, case.kv_pos)
+def layer(case, dtype=jnp.float32, scoring=PLAIN, decode=lambda x, dtype: x.astype(dtype), pages=None):
+    store = Store(case.k, case.v, case.kv_pos, pages)
     k = v = jnp.ones((case.q.shape[0], case.q.shape[1], case.tokens, case.q.shape[3]), dtype)
     read = case.q_pos, extent(store), case.visible, decode, scoring
     return attend(case.q.astype(dtype), k, v, None, store, jnp.int32(LAYER), *read)
@@ -115,6 +129,38 @@ def test_a_choice_holds_for_what_is_traced_inside(monkeypatch):
     layer(case)
     assert ran == ["xla", "reference", "xla"]
     np.testing.assert_allclose(plain, defined, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("page", "stored"), [(128, None), (16, "int8")])
+def test_a_store_of_pages_is_read_by_every_formulation(page, stored):
+    """Pools whose blocks lie anywhere hold what a store of the rows' own slots holds, and give what that gives."""
+    case = Case((4, 2), 64, 3, (5, 140, 384), slots=384, window=350, stored=stored)
+    options = {"decode": dequantize} if stored else {}
+    with dispatch.use("reference"):
+        expected = layer(case, **options)
+    blocks = 3 * 384 // page
+    table = np.random.default_rng(0).permutation(blocks).reshape(3, -1)
+
+    def pooled(x):
+        parts = x.reshape(*x.shape[:3], -1, page, *x.shape[4:])
+        pool = np.zeros((x.shape[0], blocks, x.shape[2], page, *x.shape[4:]), x.dtype)
+        for row, column in np.ndindex(*table.shape):
+            pool[:, table[row, column]] = parts[:, row, :, column]
+        return jnp.asarray(pool)
+
+    case.k, case.v = jax.tree.map(pooled, (case.k, case.v))
+    options["pages"] = jnp.asarray(table, jnp.int32)
+    found = [layer(case, **options)]
+    with dispatch.use("reference"):
+        found.append(layer(case, **options))
+    with dispatch.use("pallas", target="tpu", interpret=True):
+        if page == 128:
+            found.append(layer(case, **options))
+        else:
+            with pytest.raises(InputError, match="blocks of a multiple of 128 tokens, not of 16"):
+                layer(case, **options)
+    for one in found:
+        np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_cache_that_only_its_policy_can_read():

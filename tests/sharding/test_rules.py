@@ -48,7 +48,7 @@ def test_every_parameter_names_every_axis(tiny):
 ON_EIGHT_DEVICES = """
 import jax, numpy as np
 from jax.sharding import Mesh
-from jaxinfer import LayerKind, Lookup, Model, ModelConfig, Sample, Sampling, Segment, Window
+from jaxinfer import LayerKind, Lookup, Model, ModelConfig, Paged, Sample, Sampling, Segment, Window
 from jaxinfer.programs import enable_compilation_cache
 assert len(jax.devices()) == 8
 enable_compilation_cache()
@@ -68,7 +68,8 @@ for cfg, shape in ((divisible, (2, 4)), (odd, (4, 2))):
         assert k.addressable_shards[0].data.shape == (2, 2, 1, 128, 8), k.sharding
     drawn = Sample(), Sampling(temperature=[0.0, 0.9, 0.0, 1.1])
     for method, sampling in ((Lookup(width=4), None), drawn) if cfg is divisible else (drawn,):
-        options = dict(method=method, policy=Window(), sampling=sampling, seed=3)
+        policy = Window() if cfg is divisible else Paged(block=16, pool=20)
+        options = dict(method=method, policy=policy, sampling=sampling, seed=3)
         for new in (12, 9):  # the second call passes in what the first has compiled
             found = spread.generate(prompts, max_new_tokens=new, **options)
             assert found.tokens == model.generate(prompts, max_new_tokens=new, **options).tokens, (shape, method)
