@@ -92,6 +92,32 @@ class Target:
             done += width
         return cache, compiling
 
+    def companions(
+        self, needs: Sequence[str], tokens: np.ndarray, lengths: np.ndarray, copies: int
+    ) -> tuple[dict[str, Any], float]:
+        """The extras of these names, and seconds spent compiling. `a.b` names the extra b of the extra a, a model.
+
+        Models have read all but the last of the prompts' tokens, i32[B, M] of these lengths, `copies` rows for each.
+        """
+        found, compiling = {}, 0.0
+        for name in dict.fromkeys(need.partition(".")[0] for need in needs):
+            extra = found[name] = self.extras[name]
+            if isinstance(extra, Target):
+                cache = extra.empty_cache(Dense(), lengths, tokens.shape[1])
+                cache, own = extra.prefill(cache, tokens, lengths - 1)
+                below = [need.removeprefix(f"{name}.") for need in needs if need.startswith(f"{name}.")]
+                more, theirs = extra.companions(below, tokens, lengths, copies)
+                found[name] = Companion(extra.params, self.repeat(cache, copies), extra.model, more)
+                compiling += own + theirs
+        return found, compiling
+
+
+def _without_cache(extra: Any) -> Any:
+    if not isinstance(extra, Companion):
+        return extra
+    below = {name: _without_cache(x) for name, x in extra.extras.items()}
+    return dataclasses.replace(extra, cache=None, extras=below)
+
 
 def _nbytes(tree: Any) -> int:
     return sum(x.nbytes for x in jax.tree.leaves(tree))
@@ -166,12 +192,8 @@ class Generation:
         start = time.perf_counter()
         hidden: list[jax.Array] | None = [] if getattr(method, "reads_prompt", False) else None
         cache, compiling = target.prefill(target.empty_cache(policy, lengths, buffer), tokens, lengths - 1, hidden)
-        extras = {name: target.extras[name] for name in method.needs}
-        for name, extra in extras.items():
-            if isinstance(extra, Target):
-                own, more = extra.prefill(extra.empty_cache(Dense(), lengths, buffer), tokens, lengths - 1)
-                extras[name] = Companion(extra.params, target.repeat(own, self.copies), extra.model)
-                compiling += more
+        extras, more = target.companions(method.needs, tokens, lengths, self.copies)
+        compiling += more
         cache = target.repeat(cache, self.copies)
         jax.block_until_ready((cache, extras))
         self._clock("prefill", start, compiling)
@@ -213,10 +235,7 @@ class Generation:
         aux = jax.tree.map(jnp.copy, method.init(ctx, state))  # it may be made of parts of the state, which are donated
         self.state = dataclasses.replace(state, aux=aux, held=held)
         # The caches of companions move with the state from here on.
-        self.extras = {
-            name: dataclasses.replace(extra, cache=None) if isinstance(extra, Companion) else extra
-            for name, extra in extras.items()
-        }
+        self.extras = {name: _without_cache(extra) for name, extra in extras.items()}
         self.cache_bytes = _nbytes((cache, self.state.aux, held))
 
     def advance(self, steps: int) -> None:

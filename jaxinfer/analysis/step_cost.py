@@ -1,10 +1,11 @@
 """What a decode step costs by its width: the machine's side of every method that guesses."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +71,17 @@ def step_seconds(
             generation.advance(steps)
             found[width].append((time.perf_counter() - start) / steps)
     return {width: statistics.median(seconds) for width, seconds in found.items()}
+
+
+def speculation_costs(model: "Model", width: int, **options: Any) -> tuple[float, float]:
+    """What `Speculative(width, schedule="acceptance")` goes by: its draft_cost and wide_cost, on this machine.
+
+    The time of a step of the attached draft model, and of one over `width` tokens, over that of one over a single
+    token; options as in `step_seconds`.
+    """
+    alone = dataclasses.replace(model, extras={})
+    seconds, guess = step_seconds(alone, (1, width), **options), step_seconds(model.extras["draft"], (1,), **options)
+    return guess[1] / seconds[1], seconds[width] / seconds[1]
 
 
 def acceptance_to_break_even(ratio: float, width: int) -> float | None:

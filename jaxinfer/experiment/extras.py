@@ -32,8 +32,10 @@ def constraint(model: Any, spec: ConstraintSpec) -> jaxinfer.Constraint:
 def _draft(model: Any, source: str, spec: ExtraSpec) -> Any:
     dtype = spec.dtype or model.dtype
     same = spec.source == source and dtype == model.dtype
-    draft = dataclasses.replace(model, extras={}) if same else jaxinfer.load(spec.source, dtype=dtype)
-    return draft if spec.layers is None else keep_layers(draft, spec.layers)
+    whole = dataclasses.replace(model, extras={}) if same else jaxinfer.load(spec.source, dtype=dtype)
+    draft = whole if spec.layers is None else keep_layers(whole, spec.layers)
+    # The layers of a draft's draft are counted in the model that is loaded, not in what is left of it.
+    return dataclasses.replace(draft, extras=attach(whole, spec.source, spec.extras).extras)
 
 
 def _datastore(model: Any, source: str, spec: ExtraSpec) -> jaxinfer.Datastore:
