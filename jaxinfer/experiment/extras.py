@@ -8,6 +8,7 @@ import jaxinfer
 from jaxinfer import heads
 from jaxinfer.experiment.schema import ConstraintSpec, ExtraSpec
 from jaxinfer.experiment.script import read_text
+from jaxinfer.heads import mtp
 from jaxinfer.transform import keep_layers
 
 
@@ -46,8 +47,8 @@ def _references(model: Any, source: str, spec: ExtraSpec) -> Any:
     return jaxinfer.references([read_text(spec.source, "extras.references")], model.tokenizer)
 
 
-def _heads(model: Any, source: str, spec: ExtraSpec) -> heads.Heads:
-    return heads.load(spec.source)
+def _heads(model: Any, source: str, spec: ExtraSpec) -> heads.Heads | mtp.Modules:
+    return mtp.load(spec.source, model) if mtp.is_checkpoint(spec.source) else heads.load(spec.source)
 
 
 KINDS = {"draft": _draft, "heads": _heads, "datastore": _datastore, "references": _references}
