@@ -3,7 +3,7 @@
     python experiments/decoding_speedup.py configs/decoding_speedup.yaml
     python experiments/decoding_speedup.py configs/decoding_speedup.yaml prompts=spec_bench.jsonl prompts.per_family=10
 
-The config is that of `jaxinfer run`, which measures the rows: tokens a step (mean accepted tokens), the ratio of tokens
+With --resume the newest run of that name goes on behind its last row. The config is that of `jaxinfer run`, which measures the rows: tokens a step (mean accepted tokens), the ratio of tokens
 a second to greedy decoding in the same engine, and whether the text is the same. Then the time of a step is measured by
 its width, and of each method the time that it spends on the guesses of a step. They say what the speedup should be:
 emitted tokens over the time of the steps, wide ones with their guesses and narrow ones.
@@ -75,14 +75,18 @@ def table(found: list[dict[str, Any]]) -> Table:
 
 def main(path: str, *overrides: str) -> None:
     """Run the experiment: what `jaxinfer run` writes, and speedup.json, speedup.txt and accepted.svg beside it."""
-    config = load_config(path, overrides)
+    resume = "--resume" in overrides
+    config = load_config(path, [override for override in overrides if override != "--resume"])
     prompts = load_prompts(config.prompts, Path(path).parent)
     results.check_writable(config.output)
+    before = results.newest_run(config) if resume else None
+    if before:
+        results.check_same(before, config, [prompt.text for prompt in prompts])
     console = Console(stderr=True)
     with console.status(f"loading {config.model.source}"):
         model = jaxinfer.load(config.model.source, config.model.dtype)
         model = extras.attach(model, config.model.source, config.extras)
-    folder = runner.run(config, model, prompts, console=console)
+    folder = runner.run(config, model, prompts, before, console)
     rows = results.read_rows(folder)
     live = int(statistics.median(p["prompt_tokens"] + p["emitted"] / 2 for p in rows[0]["prompts"]))
     with console.status("the time of a step by its width"):
