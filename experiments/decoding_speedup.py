@@ -3,7 +3,9 @@
     python experiments/decoding_speedup.py configs/decoding_speedup.yaml
     python experiments/decoding_speedup.py configs/decoding_speedup.yaml prompts=spec_bench.jsonl prompts.per_family=10
 
-With --resume the newest run of that name goes on behind its last row. The config is that of `jaxinfer run`, which measures the rows: tokens a step (mean accepted tokens), the ratio of tokens
+With --resume the newest run of that name goes on behind its last row.
+
+The config is that of `jaxinfer run`, which measures the rows: tokens a step (mean accepted tokens), the ratio of tokens
 a second to greedy decoding in the same engine, and whether the text is the same. Then the time of a step is measured by
 its width, and of each method the time that it spends on the guesses of a step. They say what the speedup should be:
 emitted tokens over the time of the steps, wide ones with their guesses and narrow ones.
