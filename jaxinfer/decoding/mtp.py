@@ -1,5 +1,6 @@
 """Drafting with multi-token-prediction modules (DeepSeek-V3, DeepSeek-AI 2024, section 2.2; heads/mtp.py)."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -121,6 +122,7 @@ class MTP:
         return Verdict(*accepted, aux=hidden)
 
 
+@functools.partial(jax.jit, static_argnames="decoding")
 def _read(
     ctx: Context,
     modules: mtp.Modules,
