@@ -11,7 +11,7 @@ state behind its last norm, h^k for k > 0 that in front of the module's: so vLLM
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -114,14 +114,14 @@ def _parts(params: dict[str, Any]) -> dict[str, Any]:
 
 def embed(model: Transformer, params: Any, tokens: jax.Array, positions: jax.Array) -> jax.Array:
     """The backbone's embeddings [B, T, D]."""
-    return model.apply({"params": params}, tokens, positions, method=lambda m, *args: m.embed(*args))
+    return cast(jax.Array, model.apply({"params": params}, tokens, positions, method=lambda m, *args: m.embed(*args)))
 
 
 def guess_of(model: Transformer, params: Any, module: dict[str, Any], hidden: jax.Array) -> jax.Array:
     """The likeliest token i32[B], by what a module made of the one before it, [B, D]."""
     cfg = model.cfg
     normed = Norm(cfg.norm_eps, cfg.norm, cfg.norm_bias).apply({"params": module["final_norm"]}, hidden[:, None])
-    return jnp.argmax(logits_of(model, params, normed)[:, 0], axis=-1).astype(jnp.int32)
+    return jnp.argmax(logits_of(model, params, cast(jax.Array, normed))[:, 0], axis=-1).astype(jnp.int32)
 
 
 def read(
@@ -142,7 +142,7 @@ def read(
     """
 
     def normed(name: str, x: jax.Array) -> jax.Array:
-        return Norm(cfg.norm_eps).apply({"params": {"scale": module[name]}}, x)
+        return cast(jax.Array, Norm(cfg.norm_eps).apply({"params": {"scale": module[name]}}, x))
 
     both = jnp.concatenate([normed("embed_norm", embedded), normed("hidden_norm", hidden)], axis=-1)
     x = (both @ module["join"].T).astype(dtype)
@@ -151,5 +151,5 @@ def read(
     step = Step.of(tokens, positions, n, None, cache, decoding)
     first = Place(jnp.int32(0), jnp.int32(0))
     block: nn.Module = Block(cfg, kind, 1, dtype)
-    y, fresh, _ = block.apply({"params": module["block"]}, x, first, step)
+    y, fresh, _ = cast(Any, block.apply({"params": module["block"]}, x, first, step))
     return y, {kind.name: jax.tree.map(partial(jnp.expand_dims, axis=0), fresh)}
