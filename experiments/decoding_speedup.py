@@ -3,10 +3,12 @@
     python experiments/decoding_speedup.py configs/decoding_speedup.yaml
     python experiments/decoding_speedup.py configs/decoding_speedup.yaml prompts=spec_bench.jsonl prompts.per_family=10
 
+With --resume the newest run of that name goes on behind its last row.
+
 The config is that of `jaxinfer run`, which measures the rows: tokens a step (mean accepted tokens), the ratio of tokens
 a second to greedy decoding in the same engine, and whether the text is the same. Then the time of a step is measured by
-its width, and says what the speedup should be: emitted tokens over the time of the steps, wide ones and narrow ones.
-What a method spends on its guesses is not in that prediction, and is the difference between the two.
+its width, and of each method the time that it spends on the guesses of a step. They say what the speedup should be:
+emitted tokens over the time of the steps, wide ones with their guesses and narrow ones.
 """
 
 import dataclasses
@@ -19,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxinfer
-from jaxinfer.analysis.step_cost import step_seconds
+from jaxinfer.analysis.step_cost import propose_seconds, step_seconds
 from jaxinfer.caching import write_atomic
 from jaxinfer.experiment import compare, extras, lines, load_config, load_prompts, registry, results, runner, script
 from jaxinfer.experiment.merge import Origin
@@ -30,10 +32,10 @@ def width_of(row: dict[str, Any]) -> int:
     return registry.method(row["method"], ("method",), Origin("row")).width
 
 
-def predicted(row: dict[str, Any], seconds: dict[int, float]) -> float:
-    """The speedup over greedy that tokens a step and the time of a step by its width give."""
+def predicted(row: dict[str, Any], seconds: dict[int, float], guessing: float) -> float:
+    """The speedup over greedy that tokens a step, the time of a step by its width, and that of its guesses give."""
     emitted, steps, guessed = (sum(p[key] for p in row["prompts"]) for key in ("emitted", "steps", "guessed"))
-    return emitted * seconds[1] / (guessed * seconds[width_of(row)] + (steps - guessed) * seconds[1])
+    return emitted * seconds[1] / (guessed * (seconds[width_of(row)] + guessing) + (steps - guessed) * seconds[1])
 
 
 def accepted_by_position(row: dict[str, Any]) -> list[tuple[float, float]]:
@@ -43,33 +45,57 @@ def accepted_by_position(row: dict[str, Any]) -> list[tuple[float, float]]:
     return [(i, sum(runs[i + 1 :]) / guessed) for i in range(1, len(runs) - 1)] if guessed else []
 
 
-def table(rows: list[dict[str, Any]], summaries: list[compare.Summary], seconds: dict[int, float]) -> Table:
+def guessing_seconds(model: jaxinfer.Model, rows: list[dict[str, Any]], prompts: list[list[int]]) -> dict[str, float]:
+    """By the name of a row, seconds that its method spends on the guesses of a step; `prompts` are one batch.
+
+    Of an adaptive method what the one within spends: switched off, it spends nothing.
+    """
+    found = {}
+    for row in rows:
+        method = registry.method(row["method"], ("method",), Origin("row"))
+        method = method.method if isinstance(method, jaxinfer.Adaptive) else method
+        policy = row["policy"] and registry.policy(row["policy"], ("policy",), Origin("row"))
+        made = any(p["guessed"] for p in row["prompts"])
+        found[row["name"]] = propose_seconds(model, method, prompts, policy=policy) if made else 0.0
+    return found
+
+
+def table(found: list[dict[str, Any]]) -> Table:
     """A row for each method: tokens a step, over all and by family, and the speedup beside the predicted one."""
-    families = list(compare.per_family(rows[0]))
-    shown = Table("method", "tokens a step", *families, "speedup", "predicted", "identical", box=None)
-    for row, summary in zip(rows, summaries, strict=True):
-        by_family = compare.per_family(row)
-        speedup = "-" if summary.speedup is None else f"{summary.speedup:.2f}"
-        cells = (f"{summary.tokens_per_step:.2f}", *(f"{by_family[family]:.2f}" for family in families), speedup)
-        shown.add_row(row["name"], *cells, f"{predicted(row, seconds):.2f}", summary.identical)
+    families = list(found[0]["by_family"])
+    columns = ("method", "tokens a step", *families, "speedup", "predicted", "over that", "guesses ms", "identical")
+    shown = Table(*columns, box=None)
+    for row in found:
+        by_family, speedup, expected = row["by_family"], row["speedup"], row["predicted"]
+        measured = ("-", f"{expected:.2f}", "-")
+        if speedup is not None:
+            measured = (f"{speedup:.2f}", f"{expected:.2f}", f"{speedup / expected - 1:+.0%}")
+        cells = (f"{row['tokens_per_step']:.2f}", *(f"{by_family[family]:.2f}" for family in families), *measured)
+        shown.add_row(row["name"], *cells, f"{1e3 * row['guessing_seconds']:.1f}", row["identical"])
     return shown
 
 
 def main(path: str, *overrides: str) -> None:
     """Run the experiment: what `jaxinfer run` writes, and speedup.json, speedup.txt and accepted.svg beside it."""
-    config = load_config(path, overrides)
+    resume = "--resume" in overrides
+    config = load_config(path, [override for override in overrides if override != "--resume"])
     prompts = load_prompts(config.prompts, Path(path).parent)
     results.check_writable(config.output)
+    before = results.newest_run(config) if resume else None
+    if before:
+        results.check_same(before, config, [prompt.text for prompt in prompts])
     console = Console(stderr=True)
     with console.status(f"loading {config.model.source}"):
         model = jaxinfer.load(config.model.source, config.model.dtype)
         model = extras.attach(model, config.model.source, config.extras)
-    folder = runner.run(config, model, prompts, console=console)
+    folder = runner.run(config, model, prompts, before, console)
     rows = results.read_rows(folder)
     live = int(statistics.median(p["prompt_tokens"] + p["emitted"] / 2 for p in rows[0]["prompts"]))
     with console.status("the time of a step by its width"):
         widths = sorted({1, *map(width_of, rows)})
         seconds = step_seconds(dataclasses.replace(model, extras={}), widths, config.decoding.batch, live)
+        texts = runner.encode(model, prompts, config)[: config.decoding.batch]
+        guessing = guessing_seconds(model, rows, texts)
     summaries = compare.summarize(rows)
     found = [
         {
@@ -77,7 +103,8 @@ def main(path: str, *overrides: str) -> None:
             "tokens_per_step": summary.tokens_per_step,
             "by_family": compare.per_family(row),
             "speedup": summary.speedup,
-            "predicted": predicted(row, seconds),
+            "predicted": predicted(row, seconds, guessing[row["name"]]),
+            "guessing_seconds": guessing[row["name"]],
             "identical": summary.identical,
             "accepted_by_position": accepted_by_position(row),
         }
@@ -90,7 +117,7 @@ def main(path: str, *overrides: str) -> None:
         title = f"{model.name}: how often the i-th guess is accepted"
         write_atomic(folder / "accepted.svg", lines.chart(title, "guess", "share of steps with guesses", curves))
     with Console(record=True, highlight=False) as shown:
-        shown.print(table(rows, summaries, seconds))
+        shown.print(table(found))
         shown.print(f"{folder}")
     write_atomic(folder / "speedup.txt", shown.export_text())
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jaxinfer.decoding import (
         LLMA,
         METHODS,
+        MTP,
         Adaptive,
         Beam,
         Cascade,
@@ -48,6 +49,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LLMA",
     "METHODS",
+    "MTP",
     "POLICIES",
     "Adaptive",
     "Beam",
@@ -101,6 +103,7 @@ _HOMES = {
     "jaxinfer.decoding": (
         "LLMA",
         "METHODS",
+        "MTP",
         "Adaptive",
         "Beam",
         "Cascade",

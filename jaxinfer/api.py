@@ -16,6 +16,7 @@ from jaxinfer import scoring
 from jaxinfer.cache import CachePolicy, Dense, Window
 from jaxinfer.config import ModelConfig
 from jaxinfer.decoding import Constraint, DecodeMethod, Greedy, Sample, Sampling
+from jaxinfer.decoding.checks import check_needs
 from jaxinfer.errors import InputError
 from jaxinfer.generation import Generation, Target
 from jaxinfer.layers.moe import RouterStats
@@ -188,9 +189,7 @@ class Model:
         if isinstance(seed, int):
             seeds = [seed + row for row in range(len(ids))]
         policy, method = self.default_policy(policy), method or (Greedy() if sampling is None else Sample())
-        for name in method.needs:
-            if name not in self.extras:
-                raise InputError(f"method {type(method).__name__} needs {name}: model.attach({name}=...)")
+        check_needs(method, self)
         if hasattr(method, "check"):
             method.check(self, policy)
         if sampling is not None and not method.samples and sampling != Sampling(temperature=0.0):

@@ -128,6 +128,31 @@ class Target:
             done += width
         return cache, compiling
 
+    def companions(
+        self, needs: Sequence[str], tokens: np.ndarray, lengths: np.ndarray, ends: np.ndarray, copies: int
+    ) -> tuple[dict[str, Any], float]:
+        """The extras of these names, and seconds spent compiling. `a.b` names the extra b of the extra a, a model.
+
+        Models have read the prompts, as `read` does, into a cache that holds every token.
+        """
+        found, compiling = {}, 0.0
+        for name in dict.fromkeys(need.partition(".")[0] for need in needs):
+            extra = found[name] = self.extras[name]
+            if isinstance(extra, Target):
+                cache, own = extra.read(Dense(), tokens, lengths, ends, copies)
+                below = [need.removeprefix(f"{name}.") for need in needs if need.startswith(f"{name}.")]
+                more, theirs = extra.companions(below, tokens, lengths, ends, copies)
+                found[name] = Companion(extra.params, cache, extra.model, more)
+                compiling += own + theirs
+        return found, compiling
+
+
+def _without_cache(extra: Any) -> Any:
+    if not isinstance(extra, Companion):
+        return extra
+    below = {name: _without_cache(x) for name, x in extra.extras.items()}
+    return dataclasses.replace(extra, cache=None, extras=below)
+
 
 def _nbytes(tree: Any) -> int:
     return sum(x.nbytes for x in jax.tree.leaves(tree))
@@ -208,12 +233,8 @@ class Generation:
         start = time.perf_counter()
         hidden: list[jax.Array] | None = [] if getattr(method, "reads_prompt", False) else None
         cache, compiling = target.read(policy, tokens, lengths, ends, self.copies, hidden)
-        extras = {name: target.extras[name] for name in method.needs}
-        for name, extra in extras.items():
-            if isinstance(extra, Target):
-                own, more = extra.read(Dense(), tokens, lengths, ends, self.copies)
-                extras[name] = Companion(extra.params, own, extra.model)
-                compiling += more
+        extras, more = target.companions(method.needs, tokens, lengths, ends, self.copies)
+        compiling += more
         jax.block_until_ready((cache, extras))
         self._clock("prefill", start, compiling)
 
@@ -254,10 +275,7 @@ class Generation:
         aux = jax.tree.map(jnp.copy, method.init(ctx, state))  # it may be made of parts of the state, which are donated
         self.state = dataclasses.replace(state, aux=aux, held=held)
         # The caches of companions move with the state from here on.
-        self.extras = {
-            name: dataclasses.replace(extra, cache=None) if isinstance(extra, Companion) else extra
-            for name, extra in extras.items()
-        }
+        self.extras = {name: _without_cache(extra) for name, extra in extras.items()}
         self.cache_bytes = _nbytes((cache, self.state.aux, held))
 
     def advance(self, steps: int) -> None:

@@ -1,17 +1,18 @@
 """What a decode step costs by its width: the machine's side of every method that guesses."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.cache import CachePolicy
-from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
+from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Verdict
 from jaxinfer.decoding.sampling import Sampling
 from jaxinfer.generation import Generation
 from jaxinfer.model import Output
@@ -70,6 +71,52 @@ def step_seconds(
             generation.advance(steps)
             found[width].append((time.perf_counter() - start) / steps)
     return {width: statistics.median(seconds) for width, seconds in found.items()}
+
+
+def propose_seconds(
+    model: "Model",
+    method: DecodeMethod,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int = 24,
+    rounds: int = 5,
+    policy: CachePolicy | None = None,
+) -> float:
+    """Seconds that a method spends on its guesses before a step over them: the median of `rounds`, at temperature 0.
+
+    Behind half of `new_tokens` of the answers to these prompts, of token ids, which are one batch.
+    """
+    rows, cold = [list(prompt) for prompt in prompts], Sampling(temperature=0.0)
+    chosen, limits, seeds = model.default_policy(policy), [new_tokens] * len(rows), [0] * len(rows)
+    generation = Generation(model.target, rows, limits, method, chosen, cold, seeds, (), logprobs=False)
+    while not generation.done.any() and max(map(len, generation.rows())) < new_tokens // 2:
+        generation.advance(1)
+    context, state = Context(model.target.params, generation.extras, model.network), generation.state
+
+    def propose(held: Any, params: Any, extras: Any, state: DecodeState) -> Draft:
+        ctx = dataclasses.replace(context, params=params, extras=extras)
+        return method.propose(ctx, dataclasses.replace(state, held=held))
+
+    args = context.params, context.extras, dataclasses.replace(state, held=None)
+    call, found = jax.jit(propose, donate_argnums=0), []
+    draft = call(state.held, *args)
+    for _ in range(rounds):
+        jax.block_until_ready(draft.tokens)
+        start = time.perf_counter()
+        draft = call(draft.held, *args)
+        jax.block_until_ready(draft.tokens)
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
+def speculation_costs(model: "Model", width: int, **options: Any) -> tuple[float, float]:
+    """What `Speculative(width, schedule="acceptance")` goes by: its draft_cost and wide_cost, on this machine.
+
+    The time of a step of the attached draft model, and of one over `width` tokens, over that of one over a single
+    token; options as in `step_seconds`.
+    """
+    alone = dataclasses.replace(model, extras={})
+    seconds, guess = step_seconds(alone, (1, width), **options), step_seconds(model.extras["draft"], (1,), **options)
+    return guess[1] / seconds[1], seconds[width] / seconds[1]
 
 
 def acceptance_to_break_even(ratio: float, width: int) -> float | None:

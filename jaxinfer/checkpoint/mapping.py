@@ -112,7 +112,7 @@ class Family:
     ignore: str = "$^"  # regular expression: tensors that a file may hold and this model does not read
     hf_prefixes: tuple[tuple[str, str], ...] = ()  # pairs: how some files begin their names, how the table does
     hf_written: Callable[[ModelConfig, str], str] = lambda cfg, name: name  # names of some models, from the table's
-    hf_tensors: Callable[[Tensors], Tensors] | None = None  # what of packed tensors a file holds as others
+    hf_tensors: Callable[[Tensors], Tensors] | None = None  # a file's tensors as the table has them: unpacked, renamed
     hf_packing: str | None = None  # the quantization that `hf_tensors` undoes, as `quantization_config` names it
     hf_renames: tuple[tuple[str, str], ...] = ()  # pairs: a pattern in some files' names, what the table has for it
 

@@ -17,6 +17,7 @@ from jaxinfer.decoding.lookahead import Lookahead
 from jaxinfer.decoding.lookup import Lookup
 from jaxinfer.decoding.medusa import Medusa
 from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Hypotheses, Verdict
+from jaxinfer.decoding.mtp import MTP
 from jaxinfer.decoding.recycling import Recycling
 from jaxinfer.decoding.retrieval import Datastore, Retrieval
 from jaxinfer.decoding.sample import Sample
@@ -42,6 +43,7 @@ METHODS: dict[str, type[DecodeMethod]] = {
     "cascade": Cascade,
     "medusa": Medusa,
     "eagle": Eagle,
+    "mtp": MTP,
     "adaptive": Adaptive,
     "fallback": Fallback,
     "early_exit": EarlyExit,
@@ -53,6 +55,7 @@ METHODS: dict[str, type[DecodeMethod]] = {
 __all__ = [
     "LLMA",
     "METHODS",
+    "MTP",
     "Adaptive",
     "Beam",
     "Cascade",

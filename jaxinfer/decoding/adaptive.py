@@ -79,9 +79,9 @@ class Adaptive:
     def propose(self, ctx: Context, state: DecodeState) -> Draft:
         off = self._off(state.aux)
         draft = self.method.propose(ctx, dataclasses.replace(state, aux=state.aux.aux, done=state.done | off))
-        if draft.always:
+        if draft.always and not getattr(self.method, "can_rest", False):
             raise InputError(f"{type(self.method).__name__} guesses in every step: it cannot be switched off")
-        return dataclasses.replace(draft, size=jnp.where(off, 1, draft.size))
+        return dataclasses.replace(draft, size=jnp.where(off, 1, draft.size), always=False)
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
         verdict = self.method.verify(ctx, dataclasses.replace(state, aux=state.aux.aux), draft, output, logits)

@@ -36,24 +36,28 @@ class Cascade:
 
     The vertical cascade: `inner` guesses for the draft model, whose forwards each give several tokens of the draft. The
     draft is what the draft model alone would have written, only sooner. To draft is to run the decode loop on the draft
-    model, for width - 1 tokens.
+    model, for width - 1 tokens. What `inner` needs is attached to the draft model: `Cascade(inner=Speculative())` takes
+    `model.attach(draft=small.attach(draft=tiny))`, and inner may be a cascade again.
     """
 
     width: int = 8  # tokens scored per step: the pending one and width - 1 guesses
-    inner: DecodeMethod = field(default_factory=Lookup)  # any that needs nothing attached
+    inner: DecodeMethod = field(default_factory=Lookup)  # any that guesses without heads
 
     samples: ClassVar[bool] = True
-    needs: ClassVar[tuple[str, ...]] = ("draft",)
 
     def __post_init__(self):
         room_to_guess(self)
         name = type(self.inner).__name__
-        if self.inner.needs:
-            raise InputError(f"inner: {name} needs {', '.join(self.inner.needs)}, which a draft model does not have")
+        if any("heads" in need.split(".") for need in self.inner.needs):
+            raise InputError(f"inner: {name} guesses from hidden states, which a draft model does not keep")
         if self.inner.width < 2:
             raise InputError(f"inner: {name} makes no guesses: Speculative is the method without an inner one")
         if not (self.inner.samples and getattr(self.inner, "lossless", True)):
             raise InputError(f"inner: {name} does not keep the draft model's distribution")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("draft", *(f"draft.{name}" for name in self.inner.needs))
 
     def check(self, model: Any, policy: Any) -> None:
         check_draft(model)
@@ -63,7 +67,7 @@ class Cascade:
     def hold(self, ctx: Context, state: DecodeState) -> Drafting:
         drafter = ctx.extras["draft"]
         inner = _draft_state(self, state, drafter.cache, jnp.zeros_like(state.n))
-        below = Context(drafter.params, {}, drafter.model)
+        below = Context(drafter.params, drafter.extras, drafter.model)
         held = self.inner.hold(below, inner) if hasattr(self.inner, "hold") else None
         aux = jax.tree.map(jnp.copy, self.inner.init(below, inner))
         return Drafting(drafter.cache, aux, held)
@@ -83,7 +87,7 @@ class Cascade:
             behind = jnp.zeros((len(state.n), self.width, drafter.model.cfg.vocab_size))
         start = dataclasses.replace(start, aux=Record(behind, state.n, held.aux), held=held.held)
         method = Recorded(self.inner, self.width)
-        end = decode(drafter.model, method, drafter.params, {}, start, jnp.int32(self.width - 1))
+        end = decode(drafter.model, method, drafter.params, drafter.extras, start, jnp.int32(self.width - 1))
         columns = jnp.minimum(state.n[:, None] - 1 + jnp.arange(self.width), state.tokens.shape[1] - 1)
         return Draft(
             tokens=jnp.take_along_axis(end.tokens, columns, axis=1),

@@ -7,6 +7,16 @@ import numpy as np
 from jaxinfer.errors import InputError
 
 
+def check_needs(method: Any, model: Any) -> None:
+    """Raises InputError unless a model has all that a method needs attached: `a.b` is b, attached to the model a."""
+    for name in method.needs:
+        holder, called = model, "model"
+        for part in name.split("."):
+            if part not in getattr(holder, "extras", {}):
+                raise InputError(f"method {type(method).__name__} needs {name}: {called}.attach({part}=...)")
+            holder, called = holder.extras[part], part
+
+
 def room_to_guess(method: Any) -> None:
     """Raises InputError unless `width` holds the pending token and at least one guess."""
     if method.width < 2:

@@ -23,11 +23,16 @@ class Context:
 
 @struct.dataclass
 class Companion:
-    """A second model beside the target. `init` finds its cache, filled with the prompts, and keeps it in `aux`."""
+    """A second model beside the target. `hold` finds its cache, filled with the prompts, and keeps it.
+
+    It may have extras of its own, as a draft model that drafts with a third model: its method's `needs` are then called
+    `draft.draft` among those of the method that it drafts for.
+    """
 
     params: Any
     cache: Cache | None
     model: Transformer = struct.field(pytree_node=False)
+    extras: dict[str, Any] = struct.field(default_factory=dict)
 
 
 @struct.dataclass
@@ -138,6 +143,9 @@ class DecodeMethod(Protocol):
     ClassVar[bool] = True` finds the hidden states between the layers in `output.layers`. One that scores drafts by less
     than the whole network has a method `forward(ctx, state, draft) -> Output`. One that counts something of its own in
     `aux` has a method `figures(aux)`, arrays [B] by name, for `Stats`.
+
+    One whose drafts are `always` wide, but which makes none in rows that are done and can judge a step without, has
+    `can_rest: ClassVar[bool] = True`: it can be switched off (`Adaptive`).
 
     One with `rows_per_prompt` above 1 holds so many rows of the state for each prompt, one behind the other, which may
     go on from one another (`Verdict.rows`), and has a method `hypotheses(state)` that gives its texts at the end. One

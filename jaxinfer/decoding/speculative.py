@@ -7,12 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.cache.store import Cache, rollback
+from jaxinfer.decoding import lengths
 from jaxinfer.decoding.checks import check_confidence, check_draft, check_lenience, room_to_guess
 from jaxinfer.decoding.constraint import advance, mask
 from jaxinfer.decoding.method import Companion, Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.sampling import distribution
 from jaxinfer.decoding.verify import accept, draw
+from jaxinfer.errors import InputError
 from jaxinfer.model import Output, forward, logits_of
+
+Schedule = Literal["constant", "heuristic", "acceptance"]  # how many tokens a row guesses in the next step
 
 DRAFTING = 1 << 30  # apart from the keys that the target draws with
 
@@ -22,9 +26,9 @@ class Speculative:
     """A smaller model with the same vocabulary guesses a chain of tokens. Lossless at lenience 1, sampled too."""
 
     width: int = 5  # tokens scored per step: the pending one and width - 1 guesses
-    schedule: Literal["constant", "heuristic"] = (
-        "constant"  # heuristic: two guesses more after a full run, else one less
-    )
+    schedule: Schedule = "constant"  # heuristic: two guesses more after a full run, or one less; acceptance: `lengths`
+    draft_cost: float = 0.2  # schedule acceptance: time of a guess over that of a step without guesses
+    wide_cost: float = 1.0  # and time of a step with guesses over that: `analysis.step_cost.speculation_costs` has both
     confidence: float = 0.0  # a row stops guessing where the draft model's likeliest token is less likely than this
     lenience: float = 1.0  # below 1: accept more than the target would say, see `verify.accept`: lossy
 
@@ -35,6 +39,9 @@ class Speculative:
         room_to_guess(self)
         check_lenience(self)
         check_confidence(self)
+        for name in ("draft_cost", "wide_cost"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name}={getattr(self, name)} must be above 0: a time, in steps without guesses")
 
     @property
     def lossless(self) -> bool:
@@ -46,25 +53,34 @@ class Speculative:
     def hold(self, ctx: Context, state: DecodeState) -> Cache:
         return ctx.extras["draft"].cache
 
-    def init(self, ctx: Context, state: DecodeState) -> jax.Array:
-        """i32[B]: how many guesses the schedule allows each row."""
+    def init(self, ctx: Context, state: DecodeState) -> lengths.Acceptance | jax.Array:
+        """What the schedule goes by: the acceptance seen so far, or how many guesses each row is allowed, i32[B]."""
+        if self.schedule == "acceptance":
+            return lengths.unknown(len(state.n))
         return jnp.full_like(state.n, self.width - 1)
 
     def propose(self, ctx: Context, state: DecodeState) -> Draft:
-        draft, reach = ctx.extras["draft"], allowed(state, state.aux)
+        draft, reach = ctx.extras["draft"], allowed(state, self._reach(state.aux))
         cache, logits = catch_up(draft, rollback(state.held, state.n - 1), state.tokens, state.n, reach > 0)
         return guess(self, draft, cache, logits, state, reach)
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
         accepted = accept(state, draft, logits, lenience=self.lenience)
-        reach = self._next_reach(state.aux, draft.size, accepted.n)
-        return Verdict(*accepted, aux=jnp.where(state.done, state.aux, reach))
+        aux = self._next(state.aux, draft.size, accepted.n)
+        return Verdict(*accepted, aux=jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state.aux, aux))
 
-    def _next_reach(self, reach: jax.Array, size: jax.Array, n: jax.Array) -> jax.Array:
+    def _reach(self, aux: Any) -> jax.Array:
+        if self.schedule == "acceptance":
+            return lengths.best_length(aux.rate, self.width - 1, self.draft_cost, self.wide_cost)
+        return aux
+
+    def _next(self, aux: Any, size: jax.Array, n: jax.Array) -> Any:
+        if self.schedule == "acceptance":
+            return lengths.observe(aux, size, n)
         if self.schedule == "constant":
-            return reach
+            return aux
         change = jnp.where(n == size, 2, -1)
-        return jnp.where(size > 1, jnp.clip(reach + change, 1, self.width - 1), reach)
+        return jnp.where(size > 1, jnp.clip(aux + change, 1, self.width - 1), aux)
 
 
 def allowed(state: DecodeState, most: jax.Array | int) -> jax.Array:

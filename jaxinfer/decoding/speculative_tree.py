@@ -44,6 +44,7 @@ class SpeculativeTree:
 
     samples: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("draft",)
+    can_rest: ClassVar[bool] = True
 
     def __post_init__(self):
         check_lenience(self)
@@ -83,16 +84,28 @@ class SpeculativeTree:
         draft, cache = ctx.extras["draft"], state.held
         cache, behind_root = catch_up(draft, cache, state.tokens, state.n, ~state.done, self.depth + 1)
         size = jnp.where(state.done | (state.limit - state.n <= 1), 1, self.width)
+        shape = (len(size), self.width)
+
+        def dynamic() -> tuple[jax.Array, ...]:
+            def scores(tokens: jax.Array, parent: jax.Array, newest: np.ndarray) -> jax.Array:
+                return behind(draft, cache, behind_root, tokens, ancestors(parent), newest)
+
+            assert self.dynamic
+            return grow_dynamic(self.dynamic, state.pending, None, scores)
+
+        def static() -> tuple[jax.Array, ...]:
+            return static_tree(self, draft, cache, behind_root, state)
+
+        def nothing() -> tuple[jax.Array, ...]:
+            tokens = jnp.broadcast_to(state.pending[:, None], shape)
+            if self.dynamic:
+                return tokens, jnp.broadcast_to(jnp.arange(-1, self.width - 1, dtype=jnp.int32), shape)
+            return tokens, jnp.zeros((*shape, behind_root.shape[-1]))
+
+        tokens, other = jax.lax.cond(jnp.any(size > 1), dynamic if self.dynamic else static, nothing)
         if self.dynamic:
-            tokens, parent = grow_dynamic(
-                self.dynamic,
-                state.pending,
-                None,
-                lambda tokens, parent, newest: behind(draft, cache, behind_root, tokens, ancestors(parent), newest),
-            )
-            return Draft(tokens, size, parent, held=cache, always=True)
-        tokens, proposal = static_tree(self, draft, cache, behind_root, state)
-        return Draft(tokens, size, parents(self.paths, len(tokens)), proposal, held=cache, always=True)
+            return Draft(tokens, size, parent=other, held=cache, always=True)
+        return Draft(tokens, size, parents(self.paths, len(tokens)), proposal=other, held=cache, always=True)
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
         return Verdict(*accept(state, draft, logits, self.replace, self.lenience))

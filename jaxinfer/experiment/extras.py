@@ -8,6 +8,7 @@ import jaxinfer
 from jaxinfer import heads
 from jaxinfer.experiment.schema import ConstraintSpec, ExtraSpec
 from jaxinfer.experiment.script import read_text
+from jaxinfer.heads import mtp
 from jaxinfer.transform import keep_layers
 
 
@@ -32,8 +33,10 @@ def constraint(model: Any, spec: ConstraintSpec) -> jaxinfer.Constraint:
 def _draft(model: Any, source: str, spec: ExtraSpec) -> Any:
     dtype = spec.dtype or model.dtype
     same = spec.source == source and dtype == model.dtype
-    draft = dataclasses.replace(model, extras={}) if same else jaxinfer.load(spec.source, dtype=dtype)
-    return draft if spec.layers is None else keep_layers(draft, spec.layers)
+    whole = dataclasses.replace(model, extras={}) if same else jaxinfer.load(spec.source, dtype=dtype)
+    draft = whole if spec.layers is None else keep_layers(whole, spec.layers)
+    # The layers of a draft's draft are counted in the model that is loaded, not in what is left of it.
+    return dataclasses.replace(draft, extras=attach(whole, spec.source, spec.extras).extras)
 
 
 def _datastore(model: Any, source: str, spec: ExtraSpec) -> jaxinfer.Datastore:
@@ -44,8 +47,8 @@ def _references(model: Any, source: str, spec: ExtraSpec) -> Any:
     return jaxinfer.references([read_text(spec.source, "extras.references")], model.tokenizer)
 
 
-def _heads(model: Any, source: str, spec: ExtraSpec) -> heads.Heads:
-    return heads.load(spec.source)
+def _heads(model: Any, source: str, spec: ExtraSpec) -> heads.Heads | mtp.Modules:
+    return mtp.load(spec.source, model) if mtp.is_checkpoint(spec.source) else heads.load(spec.source)
 
 
 KINDS = {"draft": _draft, "heads": _heads, "datastore": _datastore, "references": _references}

@@ -27,7 +27,6 @@ import jaxinfer
 from jaxinfer.caching import write_atomic
 from jaxinfer.errors import InputError
 from jaxinfer.experiment.merge import first_difference, show
-from jaxinfer.experiment.schema import Experiment
 
 
 def check_writable(output: str) -> None:
@@ -79,7 +78,7 @@ def new_run(config: Config) -> Path:
     return run
 
 
-def newest_run(config: Experiment) -> Path:
+def newest_run(config: Config) -> Path:
     """The run folder of this name that was made last. Raises InputError if there is none."""
     found = []
     for path in Path(config.output).expanduser().glob(f"{config.name}-*"):
@@ -91,7 +90,7 @@ def newest_run(config: Experiment) -> Path:
     return max(found)[-1]
 
 
-def check_same(run: Path, config: Experiment, prompts: list[str]) -> None:
+def check_same(run: Path, config: Config, prompts: list[str]) -> None:
     """Make sure that `run` measured this config, these prompts, this software and this machine. Raises InputError."""
     try:
         before = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
@@ -108,7 +107,7 @@ def check_same(run: Path, config: Experiment, prompts: list[str]) -> None:
             raise InputError(f"--resume: {run} has another {what}: {key} was {show(old)}, is {show(new)}")
     for row in read_rows(run):
         if [prompt["prompt"] for prompt in row["prompts"]] != prompts:
-            raise InputError(f"--resume: {run} has other prompts: the contents of {config.prompts.source!r} changed")
+            raise InputError(f"--resume: {run} has other prompts: the contents of their file changed")
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import json
 import math
 import re
 import typing
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -119,11 +119,15 @@ class RowSpec:
 
 @dataclass(frozen=True)
 class ExtraSpec:
-    """What a method uses beside the model: a draft model and its layers (null: all), a folder of heads, a text file."""
+    """What a method uses beside the model: a draft model and its layers (null: all), a folder of heads, a text file.
+
+    A draft model may have extras of its own, for the method that it drafts with (`Cascade`).
+    """
 
     source: str
     dtype: Literal["float32", "bfloat16"] | None = None
     layers: tuple[int, ...] | None = None
+    extras: "dict[str, ExtraSpec]" = field(default_factory=dict)
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
@@ -230,9 +234,7 @@ def _check_values(config: Experiment, origin: Origin) -> None:
         if not text.strip():
             raise origin.error(path, "is empty")
     known = {name for method in jaxinfer.METHODS.values() for name in method().needs}
-    for name in config.extras:
-        if name not in known:
-            raise origin.error(("extras", name), f"no method uses it{registry.suggest(name, sorted(known))}")
+    _check_extras(config.extras, ("extras",), sorted(known), origin)
     if not config.rows:
         raise origin.error(("rows",), "is empty; write at least one row, such as {name: greedy, method: greedy}")
     names = [row.name for row in config.rows]
@@ -243,12 +245,30 @@ def _check_values(config: Experiment, origin: Origin) -> None:
             raise origin.error(("rows", index, "name"), f"{name!r} is taken by rows.{names.index(name)}")
 
 
-def _fill(row: RowSpec, path: Keys, origin: Origin, extras: Collection[str]) -> RowSpec:
+def _check_extras(extras: Mapping[str, ExtraSpec], path: Keys, known: list[str], origin: Origin) -> None:
+    for name, spec in extras.items():
+        if name not in known:
+            raise origin.error((*path, name), f"no method uses it{registry.suggest(name, known)}")
+        if spec.extras and name != "draft":
+            raise origin.error((*path, name, "extras"), "only a draft model has extras of its own; leave it out")
+        _check_extras(spec.extras, (*path, name, "extras"), known, origin)
+
+
+def _check_needs(method: jaxinfer.DecodeMethod, row: RowSpec, path: Keys, origin: Origin, extras: Any) -> None:
+    for need in method.needs:
+        given, example = extras, "..."
+        for name in reversed(need.split(".")):
+            example = f"extras: {{{name}: {example if example == '...' else f'{{{example}}}'}}}"
+        for name in need.split("."):
+            if name not in given:
+                raise origin.error((*path, "method"), f"{row.method['name']} needs {need}: write '{example}'")
+            given = given[name].extras
+
+
+def _fill(row: RowSpec, path: Keys, origin: Origin, extras: Mapping[str, ExtraSpec]) -> RowSpec:
     """The row with every parameter of its method, policy and sampling written out."""
     method = registry.method(row.method, (*path, "method"), origin)
-    for name in method.needs:
-        if name not in extras:
-            raise origin.error((*path, "method"), f"{row.method['name']} needs {name}: write 'extras: {{{name}: ...}}'")
+    _check_needs(method, row, path, origin, extras)
     if row.constraint and sum(x is not None for x in vars(row.constraint).values()) != 1:
         raise origin.error(
             (*path, "constraint"), "write one of regex, json_schema and choice, such as {regex: '[0-9]+'}"

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import pytest
 from small_methods import blurred
 
 from jaxinfer import (
+    Adaptive,
     Cascade,
     EarlyExit,
     Fallback,
@@ -99,6 +101,19 @@ def test_a_cascade_drafts_what_its_draft_model_would_alone(tiny_llama, ragged):
     assert 0 < sum(plain.stats.accepted) < sum(plain.stats.proposed)
 
 
+def test_a_draft_of_a_draft_drafts_what_the_draft_would_alone(tiny_llama, ragged):
+    """The middle one writes what it would write by itself, only in fewer forwards."""
+    good, third, prompts = blurred(tiny_llama), blurred(tiny_llama, seed=1), ragged(LENGTHS)
+    greedy = tiny_llama.generate(prompts, max_new_tokens=NEW).tokens
+    plain = tiny_llama.attach(draft=good).generate(prompts, max_new_tokens=NEW, method=Speculative(5))
+    model = tiny_llama.attach(draft=good.attach(draft=third))
+    found = model.generate(prompts, max_new_tokens=NEW, method=Cascade(5, Speculative(3)))
+    assert found.tokens == greedy
+    for name in ("steps", "proposed", "accepted", "runs"):
+        assert getattr(found.stats, name) == getattr(plain.stats, name)
+    assert found.stats.weight_bytes == 3 * sum(x.nbytes for x in jax.tree.leaves(tiny_llama.params))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -106,7 +121,7 @@ def test_a_cascade_drafts_what_its_draft_model_would_alone(tiny_llama, ragged):
         (lambda: Fallback(Lookup(), EarlyExit()), "second: EarlyExit makes no guesses"),
         (lambda: Fallback(Medusa(typical=True), Lookup()), "first: Medusa is lossy"),
         (lambda: Cascade(inner=Greedy()), "inner: Greedy makes no guesses"),
-        (lambda: Cascade(inner=Speculative()), "inner: Speculative needs draft, which a draft model does not have"),
+        (lambda: Cascade(inner=Cascade(inner=Medusa())), "inner: Medusa guesses from hidden states"),
         (lambda: Cascade(1), "width=1 must be at least 2"),
     ],
 )
@@ -120,6 +135,8 @@ def test_what_needs_something_says_so(tiny_llama):
         tiny_llama.generate([[1]], method=Fallback())
     with pytest.raises(InputError, match="Cascade needs draft"):
         tiny_llama.generate([[1]], method=Cascade())
+    with pytest.raises(InputError, match=r"needs draft\.draft: draft\.attach\(draft=\.\.\.\)"):
+        tiny_llama.attach(draft=tiny_llama).generate([[1]], method=Adaptive(Cascade(inner=Speculative())))
     with pytest.raises(InputError, match="Jacobi guesses in every step, so the second method would never be asked"):
         tiny_llama.generate([[1]], max_new_tokens=2, method=Fallback(Jacobi(3), Lookup(3)))
     with pytest.raises(InputError, match="exit=7 must be between"):

@@ -21,7 +21,7 @@ from jaxinfer import (
     Speculative,
 )
 from jaxinfer.config import SSM, LayerKind, Segment
-from jaxinfer.decoding import speculative
+from jaxinfer.decoding import lengths, speculative
 
 LENGTHS = (1, 4, 30, 17, 64)
 NEW = 40
@@ -62,6 +62,48 @@ def test_an_unsure_draft_keeps_quiet(tiny_llama, ragged, greedy):
     assert proposed[0] > proposed[1] > proposed[2] == 0
     assert rates[1] > rates[0]
     assert results[2].steps == [NEW] * len(LENGTHS)
+
+
+def says(model, logits):
+    """The model with one distribution behind every text: the same hidden state, and these logits."""
+    params = jax.tree.map(np.zeros_like, model.params)
+    params["embed"]["embedding"] = np.ones_like(params["embed"]["embedding"])
+    params["final_norm"]["scale"] = np.ones_like(params["final_norm"]["scale"])
+    width = params["head"]["kernel"].shape[1]
+    params["head"]["kernel"] = np.repeat(np.array(logits, np.float32)[:, None] / width, width, axis=1)
+    return dataclasses.replace(model, params=params)
+
+
+def test_the_draft_length_that_is_fastest_is_found(tiny_llama):
+    """Against (1 - a^(g+1)) / (1 - a) / (g c + 1), in rows whose temperatures make four acceptances a."""
+    one = Model.random(tiny_llama.config.replace(segments=(Segment((LayerKind(),), 1),), vocab_size=VOCAB))
+    logits = np.random.default_rng(0).normal(size=(2, VOCAB)) * 2
+    model, cost, most, rows = says(one, logits[0]).attach(draft=says(one, logits[1])), 0.3, 8, 12
+    temperatures = (0.1, 1.3, 3.0, 40.0)
+    method = Speculative(most + 1, schedule="acceptance", draft_cost=cost)
+    sampling = Sampling(temperature=[t for t in temperatures for _ in range(rows)])
+    prompts = [[1, 2]] * (rows * len(temperatures))
+    stats = model.generate(prompts, max_new_tokens=250, method=method, sampling=sampling).stats
+    best = []
+    for i, temperature in enumerate(temperatures):
+        p, q = np.exp(logits / temperature) / np.exp(logits / temperature).sum(axis=1, keepdims=True)
+        a, g = np.minimum(p, q).sum(), np.arange(most + 1)
+        rate = (1 - a ** (g + 1)) / (1 - a) / (g * cost + 1)
+        best.append(int(rate.argmax()))
+        emitted, steps, proposed = (
+            sum(x[i * rows : (i + 1) * rows]) for x in (stats.emitted, stats.steps, stats.proposed)
+        )
+        assert abs(proposed / steps - best[-1]) < 0.8, a
+        assert emitted / (steps + cost * proposed) > 0.96 * rate.max(), a
+    assert best[0] == 0  # and so no guesses but now and then
+    assert best == sorted(set(best))
+
+
+def test_a_width_that_costs_more_than_it_gives_is_left_alone():
+    rates = np.array([0.0, 0.5, 0.9, 1.0], np.float32)
+    assert lengths.best_length(rates, 4, 0.1).tolist() == [0, 2, 4, 4]
+    assert lengths.best_length(rates, 4, 0.1, wide_cost=1.4).tolist() == [0, 3, 4, 4]
+    assert lengths.best_length(rates, 4, 0.1, wide_cost=2.0).tolist() == [0, 0, 4, 4]
 
 
 def test_no_guess_goes_beyond_the_limit_or_the_context(tiny_llama):
@@ -123,6 +165,8 @@ def test_what_it_refuses(tiny_llama, tiny_gemma):
         tiny_llama.attach(draft=Model.random(mixer)).generate(prompts, method=Speculative())
     with pytest.raises(InputError, match="width=1 must be at least 2"):
         Speculative(1)
+    with pytest.raises(InputError, match="draft_cost=0 must be above 0"):
+        Speculative(draft_cost=0)
     with pytest.raises(InputError, match=r"confidence=1\.5 must be between 0 and 1"):
         Speculative(confidence=1.5)
 

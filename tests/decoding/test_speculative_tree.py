@@ -166,6 +166,20 @@ def test_the_statistic_notices_siblings_drawn_as_the_rule_does_not_say(disagreei
     assert excess(counts, exact(target, 1.0, VOCAB)) > 1.2
 
 
+@pytest.mark.parametrize("method", [STATIC, DYNAMIC], ids=str)
+def test_a_tree_is_switched_off_where_it_does_not_pay(tiny_llama, ragged, greedy, method):
+    """A draft that knows nothing is soon given up; one that is always right is not; both by one program."""
+    switched, counts = Adaptive(method, break_even=1.5, probe=16), []
+    for draft in (Model.random(tiny_llama.config, seed=99), tiny_llama):
+        result = tiny_llama.attach(draft=draft).generate(ragged(LENGTHS), max_new_tokens=NEW, method=switched)
+        assert result.tokens == greedy
+        counts.append((sum(result.stats.guessed), sum(result.stats.steps)))
+    (tries, steps), (guesses, few) = counts
+    assert tries < 0.25 * steps
+    assert guesses >= few - len(LENGTHS)  # a last token needs no guess
+    assert few < 0.4 * steps
+
+
 def test_a_row_at_temperature_zero_among_others_is_greedy(tiny_llama, ragged, greedy):
     hot = Sampling(temperature=[0.0, 1.0, 0.0, 2.0, 0.0])
     for method in (STATIC, dataclasses.replace(STATIC, replace=True)):
@@ -199,7 +213,6 @@ def test_what_it_refuses(tiny_llama, tiny_gemma):
         (tiny_llama, recurrent, STATIC, "recurrent layers"),
         (recurrent, tiny_llama, DYNAMIC, "drafts trees, and layers of kind 'state'"),
         (small, small, SpeculativeTree(expansion(4)), "4 guesses below one token are more than the 3"),
-        (tiny_llama, tiny_llama, Adaptive(STATIC), "guesses in every step"),
     ):
         with pytest.raises(InputError, match=line):
             target.attach(draft=draft).generate(prompts, method=method)

@@ -112,6 +112,14 @@ def test_a_bare_method_replaces_the_method_with_its_parameters(make):
             "extras.draft={layers: [0]}",
             "extras.draft.source: missing; write a built-in name such as 'smollm2-135m', or a path",
         ),
+        (
+            "extras.heads={source: a, extras: {draft: {source: b}}}",
+            "extras.heads.extras: only a draft model has extras of its own; leave it out",
+        ),
+        (
+            "extras.draft={source: a, extras: {draft: {source: b, layer: 1}}}",
+            "extras.draft.extras.draft.layer: unknown key; nearest: 'layers'",
+        ),
         ("extras.draft={source: a, layer: [0]}", "extras.draft.layer: unknown key; nearest: 'layers'"),
         ("rows.2.method={width: 3}", f"rows.2.method.name: missing; write the name of a method: {', '.join(METHODS)}"),
         ("rows.2.method.widht=8", "rows.2.method.widht: method 'lookup' has no such parameter; nearest: 'width'"),
@@ -134,6 +142,16 @@ def test_a_bad_override_is_one_line_that_names_it_and_what_would_be_right(make, 
     message = error_of(make, override)
     assert message.startswith(f"override {override!r}: ")
     assert message.endswith(expected)
+
+
+def test_a_draft_of_a_draft_is_named_where_it_is_needed(make):
+    cascade, draft = "rows.2.method={name: cascade, inner: speculative}", "extras.draft={source: a, layers: [0, 1]}"
+    line = "cascade needs draft.draft: write 'extras: {draft: {extras: {draft: ...}}}'"
+    with pytest.raises(InputError, match=re.escape(line)):
+        make(cascade, draft)
+    config = make(cascade, "extras.draft={source: a, layers: [0, 1], extras: {draft: {source: a, layers: [0]}}}")
+    assert config.extras["draft"].extras["draft"].layers == (0,)
+    assert config.rows[2].method["inner"]["name"] == "speculative"
 
 
 def test_biases_and_bad_words_survive_the_file_of_a_run(make, tmp_path):

@@ -270,8 +270,20 @@ _RULES = (
     Rule("moe/correction", "model.layers.{n}.mlp.gate.e_score_correction_bias", "blk.{n}.exp_probs_b.bias", "e -> e"),
 )
 
-# V3's files hold a 62nd layer, which predicts a second token.
-_IGNORE = r"lm_head\.weight|model\.layers\.61\..*|.*\.rotary_emb\.inv_freq"
+_IGNORE = r"lm_head\.weight|mtp\..*|.*\.rotary_emb\.inv_freq"
+
+
+def _modules_apart(tensors: Tensors) -> Tensors:
+    """V3's files number modules that predict further tokens as layers behind the last: mtp.0, mtp.1 (heads/mtp.py)."""
+    numbers = sorted(int(name.split(".")[2]) for name in tensors if name.endswith(".eh_proj.weight"))
+    renamed = {}
+    for name, tensor in tensors.items():
+        parts = name.split(".", 3)
+        if parts[:2] == ["model", "layers"] and int(parts[2]) in numbers:
+            name = f"mtp.{numbers.index(int(parts[2]))}.{parts[3]}"
+        renamed[name] = tensor
+    return renamed
+
 
 DEEPSEEK_V2 = Family(
     name="deepseek_v2",
@@ -290,6 +302,7 @@ DEEPSEEK_V3 = Family(
     hf_types=("deepseek_v3",),
     hf_config=_v3,
     hf_fields=_fields,
+    hf_tensors=_modules_apart,
     gguf_tensors=_from_gguf_tensors,
     ignore=_IGNORE,
 )
