@@ -1,7 +1,7 @@
 """What heads learn: batches, losses and accuracies, as functions of arrays. The backbone's weights do not move.
 
-All of them learn the backbone's distribution q over the tokens that can be guessed, of which there is more in a text than
-its own tokens say (distillation, Hinton et al. 2015). A head's logits are W f, so its cross entropy against q is
+All of them learn the backbone's distribution q over the tokens that can be guessed, which says more than a text's own
+tokens do (distillation, Hinton et al. 2015). A head's logits are W f, so its cross entropy against q is
 
     logsumexp(W f) - f . sum_i q_i w_i
 

@@ -1,7 +1,7 @@
 """Where training begins: the best linear guess, found in closed form.
 
-A linear map from what a head reads to the hidden state that it should give is a ridge regression on the corpus: a second
-of work, against many steps of gradient descent on few tokens. What is not linear begins near zero and is learned.
+A linear map from what a head reads to the hidden state that it should give is a ridge regression on the corpus: a few
+seconds, against many steps of gradient descent on few tokens. What is not linear begins near zero and is learned.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ MOST = 50_000  # tokens
 
 
 def begin(cfg: HeadsConfig, params: Any, corpus: Corpus, texts: np.ndarray, seed: int) -> dict[str, Any]:
-    """Parameters to train from, for a backbone with these `params`; some of the texts of a corpus say the linear part."""
+    """Parameters to train from, for a backbone with these `params`; these texts of a corpus say the linear part."""
     scale = params["final_norm"].get("scale")
     heads = store.init_params(cfg, seed, scale)
 
@@ -32,14 +32,16 @@ def begin(cfg: HeadsConfig, params: Any, corpus: Corpus, texts: np.ndarray, seed
 
     def read(at: np.ndarray, tokens: int) -> tuple[jax.Array, jax.Array]:
         hidden = jnp.asarray(corpus.features[at], jnp.float32)
-        return hidden, embed({"embed": params["embed"]}, jnp.asarray(corpus.tokens[at[:, None] + np.arange(1, tokens + 1)]))
+        behind = corpus.tokens[at[:, None] + np.arange(1, tokens + 1)]
+        return hidden, embed({"embed": params["embed"]}, jnp.asarray(behind))
 
     if cfg.kind == "eagle":
         at, wanted = pairs(1)
         hidden, embedded = read(at, 1)
         hidden *= jax.lax.rsqrt(jnp.mean(hidden**2, axis=-1, keepdims=True) + cfg.eps)
         final = heads["final_norm"]
-        join = ridge(jnp.concatenate([embedded[:, 0], hidden], axis=-1), wanted / jnp.where(jnp.abs(final) < SMALL, SMALL, final))
+        wanted = wanted / jnp.where(jnp.abs(final) < SMALL, SMALL, final)  # in front of the final norm
+        join = ridge(jnp.concatenate([embedded[:, 0], hidden], axis=-1), wanted)
         return {**heads, "join": join, "o": SMALL * heads["o"], "down": SMALL * heads["down"]}
     for k in range(1, cfg.count + 1):
         at, wanted = pairs(k)

@@ -1,7 +1,7 @@
 """`jaxinfer train heads`: a backbone writes text, and heads learn to guess it.
 
-What is under way lies in `<output>.partial`: the text with its hidden states (unless `data.corpus` names a folder for it,
-which several trainings can share), and the newest checkpoint. At the end `<output>` appears as a whole: the heads,
+What is under way lies in `<output>.partial`: the text with its hidden states (unless `data.corpus` names a folder for
+it, which several trainings can share), and the newest checkpoint. At the end `<output>` appears as a whole: the heads,
 `training.json` (configuration, losses, accuracies) and `loss.svg`.
 """
 
@@ -33,6 +33,7 @@ from jaxinfer.heads.heads import Heads, HeadsConfig, Kind, frequent, unembedding
 from jaxinfer.heads.start import begin
 
 HELD_OUT = 10  # every tenth text is never trained on
+BATCHES = 8  # of held-out texts say how often guesses are right
 SHOWN = 20  # the loss is kept for every so many steps, as their mean
 
 
@@ -135,10 +136,12 @@ def train(
         config.kind, model.name, model.config, min(config.draft_vocab, model.config.vocab_size), config.count
     )
     partial = output.with_name(output.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    _same(partial, config)
     folder = Path(config.data.corpus).expanduser() if config.data.corpus else partial / "corpus"
     made = {"model": model.name, "data": {**dataclasses.asdict(config.data), "corpus": None}}
+    if folder.exists():
+        Corpus.load(folder, made)  # whether it fits, before anything is written
+    partial.mkdir(parents=True, exist_ok=True)
+    _same(partial, config)
     if not folder.exists():
         with new_folder(folder) as draft:
             make_corpus(model, prompts, config.data, text, show).save(draft, made)
@@ -195,12 +198,12 @@ def learn(
 
 
 def evaluate(
-    cfg: HeadsConfig, params: Any, frozen: fit.Frozen, lesson: fit.Lesson, held: np.ndarray, spec: TrainSpec, most: int = 8
+    cfg: HeadsConfig, params: Any, frozen: fit.Frozen, lesson: fit.Lesson, held: np.ndarray, spec: TrainSpec
 ) -> list[list[float]]:
     """By head, the share of held-out labels that were the r-th best guess: [K][RANKS], over some random batches."""
     right, total = np.zeros((1, fit.RANKS)), np.zeros(1)
     for number, batch in enumerate(fit.batches(cfg, lesson, held, spec.batch, spec.seed + 1, 0)):
-        if number == most:
+        if number == BATCHES:
             break
         hits, n = fit.hits(cfg, params, frozen, batch)
         right, total = right + np.asarray(hits, np.float64), total + np.asarray(n, np.float64)
