@@ -4,6 +4,7 @@ A linear map from what a head reads to the hidden state that it should give is a
 seconds, against many steps of gradient descent on few tokens. What is not linear begins near zero and is learned.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,42 +17,45 @@ from jaxinfer.heads.heads import HeadsConfig, embed
 
 RIDGE = 0.02  # of the mean variance of what is read
 SMALL = 0.05  # how EAGLE's attention and MLP begin, next to their usual size
-MOST = 50_000  # tokens
+CHUNK = 8192  # tokens at a time
+
+Read = Callable[[jax.Array, jax.Array], jax.Array]  # hidden states [n, D], embeddings of tokens behind [n, k, D] -> [n, E]
 
 
 def begin(cfg: HeadsConfig, params: Any, corpus: Corpus, texts: np.ndarray, seed: int) -> dict[str, Any]:
     """Parameters to train from, for a backbone with these `params`; these texts of a corpus say the linear part."""
-    scale = params["final_norm"].get("scale")
-    heads = store.init_params(cfg, seed, scale)
+    heads = store.init_params(cfg, seed, params["final_norm"].get("scale"))
+    embedding = {"embed": params["embed"]}
+    if cfg.kind != "eagle":
+        for k in range(1, cfg.count + 1):
+            line = _line(embedding, corpus, texts, k, resblock.known(cfg, k), resblock.reads)
+            heads[f"head_{k}"]["line"] = line
+        return heads
 
-    def pairs(ahead: int) -> tuple[np.ndarray, np.ndarray]:
-        """Places in the corpus, and hidden states f32[n, D] so many tokens further."""
-        within = [np.arange(corpus.offsets[i], max(corpus.offsets[i + 1] - ahead, corpus.offsets[i])) for i in texts]
-        at = np.concatenate(within)[:MOST]
-        return at, np.asarray(corpus.features[at + ahead], np.float32)
+    def reads(hidden: jax.Array, between: jax.Array) -> jax.Array:
+        unit = hidden * jax.lax.rsqrt(jnp.mean(hidden**2, axis=-1, keepdims=True) + cfg.eps)
+        return jnp.concatenate([between[:, 0], unit], axis=-1)
 
-    def read(at: np.ndarray, tokens: int) -> tuple[jax.Array, jax.Array]:
-        hidden = jnp.asarray(corpus.features[at], jnp.float32)
-        behind = corpus.tokens[at[:, None] + np.arange(1, tokens + 1)]
-        return hidden, embed({"embed": params["embed"]}, jnp.asarray(behind))
-
-    if cfg.kind == "eagle":
-        at, wanted = pairs(1)
-        hidden, embedded = read(at, 1)
-        hidden *= jax.lax.rsqrt(jnp.mean(hidden**2, axis=-1, keepdims=True) + cfg.eps)
-        final = heads["final_norm"]
-        wanted = wanted / jnp.where(jnp.abs(final) < SMALL, SMALL, final)  # in front of the final norm
-        join = ridge(jnp.concatenate([embedded[:, 0], hidden], axis=-1), wanted)
-        return {**heads, "join": join, "o": SMALL * heads["o"], "down": SMALL * heads["down"]}
-    for k in range(1, cfg.count + 1):
-        at, wanted = pairs(k)
-        heads[f"head_{k}"]["line"] = ridge(resblock.reads(*read(at, resblock.known(cfg, k))), wanted)
-    return heads
+    final = heads["final_norm"]  # the map ends in front of it
+    join = _line(embedding, corpus, texts, 1, 1, reads) / jnp.where(jnp.abs(final) < SMALL, SMALL, final)[:, None]
+    return {**heads, "join": join, "o": SMALL * heads["o"], "down": SMALL * heads["down"]}
 
 
-def ridge(x: Any, y: Any) -> jax.Array:
-    """[E, D]: the matrix A for which A x is nearest to y, of x f32[n, D] and y f32[n, E]."""
-    x, y = jnp.asarray(x), jnp.asarray(y)
-    moments = x.T @ x
-    moments += RIDGE * jnp.trace(moments) / len(moments) * jnp.eye(len(moments))
-    return jnp.linalg.solve(moments, x.T @ y).T
+def _line(embedding: Any, corpus: Corpus, texts: np.ndarray, ahead: int, known: int, reads: Read) -> jax.Array:
+    """[D, E]: the map to the hidden state `ahead` tokens on, from what is read of this one and `known` tokens behind."""
+    within = [np.arange(corpus.offsets[i], max(corpus.offsets[i + 1] - ahead, corpus.offsets[i])) for i in texts]
+    at = np.concatenate(within)
+    squares: Any = 0.0
+    products: Any = 0.0
+    for start in range(0, len(at), CHUNK):
+        part = at[start : start + CHUNK]
+        behind = jnp.asarray(corpus.tokens[part[:, None] + np.arange(1, known + 1)])
+        x = reads(jnp.asarray(corpus.features[part], jnp.float32), embed(embedding, behind))
+        squares, products = squares + x.T @ x, products + x.T @ jnp.asarray(corpus.features[part + ahead], jnp.float32)
+    return ridge(squares, products)
+
+
+def ridge(squares: jax.Array, products: jax.Array) -> jax.Array:
+    """[E, D]: the A for which A x is nearest to y, of the sums of x x^T [D, D] and of x y^T [D, E]."""
+    strength = RIDGE * jnp.trace(squares) / len(squares)
+    return jnp.linalg.solve(squares + strength * jnp.eye(len(squares)), products).T
