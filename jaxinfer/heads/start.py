@@ -19,7 +19,8 @@ RIDGE = 0.02  # of the mean variance of what is read
 SMALL = 0.05  # how EAGLE's attention and MLP begin, next to their usual size
 CHUNK = 8192  # tokens at a time
 
-Read = Callable[[jax.Array, jax.Array], jax.Array]  # hidden states [n, D], embeddings of tokens behind [n, k, D] -> [n, E]
+Read = Callable[[jax.Array, jax.Array], jax.Array]
+"""(hidden states [n, D], embeddings [n, k, D] of the tokens behind each) -> what a head reads, [n, E]."""
 
 
 def begin(cfg: HeadsConfig, params: Any, corpus: Corpus, texts: np.ndarray, seed: int) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def begin(cfg: HeadsConfig, params: Any, corpus: Corpus, texts: np.ndarray, seed
 
 
 def _line(embedding: Any, corpus: Corpus, texts: np.ndarray, ahead: int, known: int, reads: Read) -> jax.Array:
-    """[D, E]: the map to the hidden state `ahead` tokens on, from what is read of this one and `known` tokens behind."""
+    """[D, E]: the map to the hidden state `ahead` tokens on, from this one and the `known` tokens behind it."""
     within = [np.arange(corpus.offsets[i], max(corpus.offsets[i + 1] - ahead, corpus.offsets[i])) for i in texts]
     at = np.concatenate(within)
     squares: Any = 0.0
