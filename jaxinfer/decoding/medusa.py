@@ -70,11 +70,12 @@ class Medusa:
     def propose(self, ctx: Context, state: DecodeState) -> Draft:
         heads, seen = ctx.extras["heads"], state.aux
         parent, _ = from_paths(self.paths)
+        pending = embed(ctx.params, state.pending)[:, None, None]  # [B, 1, 1, D]
 
         def guess(depth: int, columns: np.ndarray, tokens: jax.Array) -> jax.Array:
             head = heads.params[f"head_{depth + 1}"]
             if heads.cfg.kind == "medusa":  # the same guesses below every column
-                below = scores(feature(head, seen.hidden[:, None]), state.held)
+                below = scores(feature(head, seen.hidden[:, None], pending), state.held)
                 return jnp.broadcast_to(below, (len(tokens), len(columns), below.shape[-1]))
             way = [columns]
             while way[0][0]:

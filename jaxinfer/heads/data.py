@@ -5,6 +5,7 @@ section 2.3.2). Prompts come from a set of seeds, and, as many as wanted, from t
 user's turn and nothing else, a chat model writes what a user might ask (Magpie, Xu et al. 2024).
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from jaxinfer import scoring
 from jaxinfer.api import Model
 from jaxinfer.cache import Window
+from jaxinfer.checkpoint.huggingface import read_json
 from jaxinfer.decoding import Context, DecodeState, Draft, Sampling, Verdict
 from jaxinfer.decoding.verify import accept
 from jaxinfer.errors import InputError
@@ -25,6 +27,7 @@ from jaxinfer.generation import Generation
 from jaxinfer.model import Output
 
 FILES = ("tokens", "features", "offsets", "starts")
+MADE = "corpus.json"
 WINDOW = 256  # tokens: a text file is cut into windows of so many
 
 Text = tuple[Any, int, np.ndarray]  # token ids, how many of them are the prompt, their hidden states float16[T, D]
@@ -36,7 +39,8 @@ class DataSpec:
     """How training data is made.
 
     prompts: a bundled set or a .jsonl file, each answered `samples` times. own_prompts: how many more the backbone is
-    asked to write, each answered once. text: a text file, learned from as it is, in windows of 256 tokens.
+    asked to write, each answered once. text: a text file, learned from as it is, in windows of 256 tokens. corpus: a
+    folder where what was made is kept, and from which it is read if it is there: several trainings can share it.
     """
 
     prompts: str = "distill"
@@ -48,6 +52,7 @@ class DataSpec:
     top_p: float = 1.0
     batch: int = 48
     seed: int = 0
+    corpus: str | None = None
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
@@ -64,13 +69,29 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, made: dict[str, Any]) -> None:
+        """Write the arrays, and how they were made: {"model": name, "data": the DataSpec, without `corpus`}."""
         for name in FILES:
             np.save(folder / f"{name}.npy", getattr(self, name))
+        (folder / MADE).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> "Corpus":
-        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r" if name == "features" else None) for name in FILES))
+    def load(cls, folder: Path, made: dict[str, Any]) -> "Corpus":
+        """Raises InputError if the folder holds no corpus, or one that was made in another way."""
+        if not (folder / MADE).is_file():
+            raise InputError(f"{folder}: holds no corpus; give a folder that `jaxinfer train heads` made, or a new one")
+        theirs, ours = read_json(folder / MADE), json.loads(json.dumps(made))
+        for key, theirs_of, ours_of in (
+            ("model", theirs.get("model"), ours["model"]),
+            *((f"data.{key}", theirs.get("data", {}).get(key), value) for key, value in ours["data"].items()),
+        ):
+            if theirs_of != ours_of:
+                raise InputError(f"{folder}: was made with {key}={theirs_of}, and this is {key}={ours_of}")
+        try:
+            arrays = [np.load(folder / f"{name}.npy", mmap_mode="r" if name == "features" else None) for name in FILES]
+        except (OSError, ValueError) as error:
+            raise InputError(f"{folder}: a part of the corpus cannot be read: {error}") from None
+        return cls(*arrays)
 
 
 def make_corpus(model: Model, prompts: Sequence[str], spec: DataSpec, text: str | None, progress: Progress) -> Corpus:

@@ -1,6 +1,15 @@
-"""What heads learn: batches, losses and accuracies, as functions of arrays. The backbone's weights do not move."""
+"""What heads learn: batches, losses and accuracies, as functions of arrays. The backbone's weights do not move.
 
-from collections.abc import Iterator
+All of them learn the backbone's distribution q over the tokens that can be guessed, which says more than a text's own
+tokens do (distillation, Hinton et al. 2015). A head's logits are W f, so its cross entropy against q is
+
+    logsumexp(W f) - f . sum_i q_i w_i
+
+and of q only the mean row of the unembedding is needed: `said`, one vector a token, which is found once.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,11 +21,12 @@ import optax
 from jaxinfer.heads import eagle
 from jaxinfer.heads.data import Corpus
 from jaxinfer.heads.heads import HeadsConfig, embed
-from jaxinfer.heads.resblock import feature
+from jaxinfer.heads.resblock import feature, known
 
 RANKS = 8  # accuracies are kept for that many best guesses
 DISCOUNT = 0.8  # the loss of a head counts so much of that of the one before (Medusa, section 2.2.1)
-NOISE = 0.1  # EAGLE learns from hidden states with uniform noise of this size beside theirs (section 4.1)
+OWN = 2  # times that EAGLE's layer goes on with its own states before it learns
+SHARE = 0.5  # of the states that it then reads, those that are its own
 WINDOW = 128  # pairs of a text that EAGLE learns from at a time
 CLIP = 1.0  # norm of a gradient
 
@@ -37,7 +47,16 @@ class Batch(NamedTuple):
 
     hidden: Any  # arrays of numpy, or of a program
     tokens: Any
+    said: Any  # f32[b, K, D]: of the backbone, behind each of the K guesses: see `teach`
     live: Any  # bool[b, T]: which are learned from
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A corpus, and what the backbone says behind each of its tokens."""
+
+    corpus: Corpus
+    said: np.ndarray  # float16[N, D]
 
 
 def place_of(vocab: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -47,19 +66,33 @@ def place_of(vocab: np.ndarray, vocab_size: int) -> np.ndarray:
     return place
 
 
-def batches(cfg: HeadsConfig, corpus: Corpus, texts: np.ndarray, size: int, seed: int, start: int) -> Iterator[Batch]:
+def teach(corpus: Corpus, rows: jax.Array, size: int = 1024) -> Lesson:
+    """What the backbone says behind each token: the mean of rows [M, D], as likely as their tokens are."""
+
+    @jax.jit
+    def mean(hidden):
+        return (jax.nn.softmax(hidden.astype(jnp.float32) @ rows.T, axis=-1) @ rows).astype(jnp.float16)
+
+    said = np.zeros(corpus.features.shape, np.float16)
+    for at in range(0, len(said), size):
+        part = corpus.features[at : at + size]
+        said[at : at + size] = mean(np.pad(part, ((0, size - len(part)), (0, 0))))[: len(part)]
+    return Lesson(corpus, said)
+
+
+def batches(cfg: HeadsConfig, lesson: Lesson, texts: np.ndarray, size: int, seed: int, start: int) -> Iterator[Batch]:
     """Endless random batches of some of the texts, from number `start` on: each is a function of seed and number.
 
-    `size` counts the tokens that are learned from: of EAGLE whole windows. Raises nothing; `usable` says what is left.
+    `size` counts the tokens that are learned from: of EAGLE whole windows. Raises nothing.
     """
     number = start
     while True:
         rng = np.random.default_rng([seed, number])
         if cfg.kind == "eagle":
             rows = rng.choice(texts, max(1, size // WINDOW))
-            yield windows(corpus, rows, rng)
+            yield windows(lesson, rows, rng)
         else:
-            yield pieces(cfg, corpus, rng.choice(places(cfg, corpus, texts), size))
+            yield pieces(cfg, lesson, rng.choice(places(cfg, lesson.corpus, texts), size))
         number += 1
 
 
@@ -72,70 +105,87 @@ def places(cfg: HeadsConfig, corpus: Corpus, texts: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int64), *found])
 
 
-def pieces(cfg: HeadsConfig, corpus: Corpus, at: np.ndarray) -> Batch:
+def pieces(cfg: HeadsConfig, lesson: Lesson, at: np.ndarray) -> Batch:
     """The hidden states at these places, each with the count + 1 tokens behind it."""
-    tokens = corpus.tokens[at[:, None] + np.arange(1, cfg.count + 2)]
+    corpus, behind = lesson.corpus, at[:, None] + np.arange(1, cfg.count + 2)
     hidden = np.asarray(corpus.features[at], np.float32)[:, None]
-    return Batch(hidden, tokens, np.ones((len(at), 1), bool))
+    said = np.asarray(lesson.said[behind[:, :-1]], np.float32)
+    return Batch(hidden, corpus.tokens[behind], said, np.ones((len(at), 1), bool))
 
 
-def windows(corpus: Corpus, texts: np.ndarray, rng: np.random.Generator) -> Batch:
+def windows(lesson: Lesson, texts: np.ndarray, rng: np.random.Generator) -> Batch:
     """A window of each of these texts: the end of it is filled up if the text is shorter."""
+    corpus = lesson.corpus
     hidden = np.zeros((len(texts), WINDOW + 1, corpus.features.shape[1]), np.float32)
+    said = np.zeros_like(hidden[:, 1:])
     tokens, live = np.zeros((len(texts), WINDOW + 1), np.int32), np.zeros((len(texts), WINDOW), bool)
     for row, text in enumerate(texts):
         begin, end = corpus.offsets[text], corpus.offsets[text + 1]
         first = begin + rng.integers(0, max(end - begin - WINDOW - 2, 0) + 1)
         n = min(WINDOW + 2, end - first)  # tokens
         hidden[row, : min(n, WINDOW + 1)] = corpus.features[first : first + min(n, WINDOW + 1)]
+        said[row, : n - 2] = lesson.said[first + 1 : first + n - 1]
         tokens[row, : n - 1] = corpus.tokens[first + 1 : first + n]
         answered = first + np.arange(WINDOW) + 2 >= begin + corpus.starts[text]
         live[row] = answered & (np.arange(WINDOW) < n - 2)
-    return Batch(hidden, tokens, live)
+    return Batch(hidden, tokens, said, live)
 
 
 def guesses(params: Any, cfg: HeadsConfig, frozen: Frozen, batch: Batch, key: jax.Array | None = None):
     """Features [b, K, D], the tokens i32[b, K] that each should give, and bool[b, K]: which count.
 
-    K is the number of heads; for EAGLE that of pairs. A key adds EAGLE's noise.
+    K is the number of heads; for EAGLE that of pairs. With a key EAGLE reads some of its own states: `_with_own`.
     """
     tokens = batch.tokens
     if cfg.kind == "eagle":
-        hidden = batch.hidden[:, :-1]
-        if key is not None:
-            size = NOISE * jnp.sqrt(jnp.mean(hidden**2))
-            hidden = hidden + jax.random.uniform(key, hidden.shape, minval=-size, maxval=size)
+        hidden, embedded = batch.hidden[:, :-1], embed(frozen.embedding, tokens[:, :-1])
         positions = jnp.broadcast_to(jnp.arange(hidden.shape[1]), hidden.shape[:2])
         sees = jnp.tril(jnp.ones((1, hidden.shape[1], hidden.shape[1]), bool))
-        embedded = embed(frozen.embedding, tokens[:, :-1])
-        found, _ = eagle.layer(params, cfg, hidden, embedded, positions, sees)
-        return found, tokens[:, 1:], batch.live
-    between = embed(frozen.embedding, tokens) if cfg.kind == "hydra" else None
+
+        def read(params: Any, hidden: jax.Array) -> jax.Array:
+            return eagle.layer(params, cfg, hidden, embedded, positions, sees)[0]
+
+        if key is not None:
+            hidden = _with_own(partial(read, jax.lax.stop_gradient(params)), hidden, key)
+        return read(params, hidden), tokens[:, 1:], batch.live
+    between = embed(frozen.embedding, tokens)
     each = [
-        feature(params[f"head_{k}"], batch.hidden[:, 0], None if between is None else between[:, :k])
-        for k in range(1, cfg.count + 1)
+        feature(params[f"head_{k}"], batch.hidden[:, 0], between[:, : known(cfg, k)]) for k in range(1, cfg.count + 1)
     ]
     labels = tokens[:, 1:]
     return jnp.stack(each, axis=1), labels, jnp.broadcast_to(batch.live, labels.shape)
 
 
-def loss(params: Any, cfg: HeadsConfig, frozen: Frozen, batch: Batch, key: jax.Array) -> jax.Array:
-    """Cross entropy over the tokens that can be guessed; a label that is none of them does not count.
+def _with_own(read: Callable[[jax.Array], jax.Array], hidden: jax.Array, key: jax.Array) -> jax.Array:
+    """Hidden states [b, T, D], a random share of which are what the layer itself expected there.
 
-    Medusa and Hydra learn the text's own tokens. EAGLE learns the backbone's distribution, and its hidden states, by a
-    smooth L1 distance in units of their root mean square (section 3.2).
+    That is what it reads when it drafts more than one token; the second time, what it expected behind such states
+    (scheduled sampling, Bengio et al. 2015; EAGLE-3's training-time test, Li et al. 2025, section 3.2).
+    """
+    mixed = hidden
+    for once in jax.random.split(key, OWN):
+        expected = jnp.concatenate([hidden[:, :1], read(mixed)[:, :-1]], axis=1)
+        own = jax.random.uniform(once, hidden.shape[:2]) < SHARE
+        mixed = jnp.where(own[..., None], expected, hidden)
+    return jax.lax.stop_gradient(mixed)
+
+
+def loss(params: Any, cfg: HeadsConfig, frozen: Frozen, batch: Batch, key: jax.Array) -> jax.Array:
+    """Cross entropy against what the backbone says; where the text's token cannot be guessed nothing is learned.
+
+    EAGLE learns the hidden states too, by a smooth L1 distance in units of their root mean square (section 3.2).
     """
     found, labels, live = guesses(params, cfg, frozen, batch, key)
-    log_probs = jax.nn.log_softmax(found @ frozen.rows.T, axis=-1)
+    live = live & (frozen.place[labels] >= 0)
+    half = found.astype(jnp.bfloat16), frozen.rows.astype(jnp.bfloat16)  # twice as fast, and precise enough to learn
+    logits = jnp.einsum("...d,md->...m", *half, preferred_element_type=jnp.float32)
+    entropy = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(found * batch.said, axis=-1)
     if cfg.kind == "eagle":
         wanted = batch.hidden[:, 1:]
-        teacher = jax.nn.softmax(wanted @ frozen.rows.T, axis=-1)
         size = jnp.sqrt(jnp.mean(wanted**2, where=live[..., None]))
         distance = jnp.mean(optax.losses.huber_loss(found / size, wanted / size), axis=-1)
-        return jnp.mean(distance - jnp.sum(teacher * log_probs, axis=-1), where=live)
-    place = frozen.place[labels]
-    entropy = -jnp.take_along_axis(log_probs, jnp.maximum(place, 0)[..., None], axis=-1)[..., 0]
-    weights = live * (place >= 0) * DISCOUNT ** jnp.arange(cfg.count, dtype=jnp.float32)
+        return jnp.sum(jnp.where(live, distance + entropy, 0)) / jnp.maximum(jnp.sum(live), 1)
+    weights = live * DISCOUNT ** jnp.arange(cfg.count, dtype=jnp.float32)
     return jnp.sum(entropy * weights) / jnp.maximum(jnp.sum(live) / cfg.count, 1)
 
 

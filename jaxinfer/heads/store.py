@@ -18,12 +18,13 @@ from jaxinfer.errors import InputError
 from jaxinfer.heads import eagle, resblock
 from jaxinfer.heads.heads import KINDS, Heads, HeadsConfig
 
-ARRAYS, MANIFEST, FORMAT = "heads.safetensors", "heads.json", 1
+ARRAYS, MANIFEST, FORMAT = "heads.safetensors", "heads.json", 2
 
 
 def init_params(cfg: HeadsConfig, seed: int = 0, final_scale: Any = None) -> dict[str, Any]:
     """Parameters to begin training with."""
-    return eagle.init(cfg, jax.random.key(seed), final_scale) if cfg.kind == "eagle" else resblock.init(cfg)
+    key = jax.random.key(seed)
+    return eagle.init(cfg, key, final_scale) if cfg.kind == "eagle" else resblock.init(cfg, key)
 
 
 def save(heads: Heads, path: str | Path) -> None:

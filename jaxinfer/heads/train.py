@@ -1,7 +1,8 @@
 """`jaxinfer train heads`: a backbone writes text, and heads learn to guess it.
 
-What is under way lies in `<output>.partial`: the text with its hidden states, and the newest checkpoint. At the end
-`<output>` appears as a whole: the heads, `training.json` (configuration, losses, accuracies) and `loss.svg`.
+What is under way lies in `<output>.partial`: the text with its hidden states (unless `data.corpus` names a folder for
+it, which several trainings can share), and the newest checkpoint. At the end `<output>` appears as a whole: the heads,
+`training.json` (configuration, losses, accuracies) and `loss.svg`.
 """
 
 import dataclasses
@@ -29,8 +30,10 @@ from jaxinfer.experiment.script import read_text
 from jaxinfer.heads import fit, store
 from jaxinfer.heads.data import Corpus, DataSpec, make_corpus
 from jaxinfer.heads.heads import Heads, HeadsConfig, Kind, frequent, unembedding
+from jaxinfer.heads.start import begin
 
 HELD_OUT = 10  # every tenth text is never trained on
+BATCHES = 8  # of held-out texts say how often guesses are right
 SHOWN = 20  # the loss is kept for every so many steps, as their mean
 
 
@@ -133,15 +136,16 @@ def train(
         config.kind, model.name, model.config, min(config.draft_vocab, model.config.vocab_size), config.count
     )
     partial = output.with_name(output.name + ".partial")
+    folder = Path(config.data.corpus).expanduser() if config.data.corpus else partial / "corpus"
+    made = {"model": model.name, "data": {**dataclasses.asdict(config.data), "corpus": None}}
+    if folder.exists():
+        Corpus.load(folder, made)  # whether it fits, before anything is written
     partial.mkdir(parents=True, exist_ok=True)
     _same(partial, config)
-    if not (partial / "corpus").exists():
-        draft = partial / "corpus.tmp"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        make_corpus(model, prompts, config.data, text, show).save(draft)
-        draft.rename(partial / "corpus")
-    heads, state = learn(model, cfg, Corpus.load(partial / "corpus"), config.training, partial, show)
+    if not folder.exists():
+        with new_folder(folder) as draft:
+            make_corpus(model, prompts, config.data, text, show).save(draft, made)
+    heads, state = learn(model, cfg, Corpus.load(folder, made), config.training, partial, show)
     with new_folder(output) as folder:
         store.write(heads, folder)
         record = {"config": dataclasses.asdict(config), "losses": state.losses, "accuracy": state.accuracy}
@@ -173,10 +177,10 @@ def learn(
         jnp.asarray(fit.place_of(vocab, cfg.vocab_size)),
     )
     tx = fit.optimizer(spec.steps, spec.learning_rate, spec.weight_decay)
-    params = store.init_params(cfg, spec.seed, model.params["final_norm"].get("scale"))
+    params = begin(cfg, model.params, corpus, taught, spec.seed)
     state = _restore(partial, State(params, tx.init(params), 0, [], []))
-    update, recent = fit.make_update(cfg, tx), []
-    for batch in fit.batches(cfg, corpus, taught, spec.batch, spec.seed, state.step):
+    update, recent, lesson = fit.make_update(cfg, tx), [], fit.teach(corpus, frozen.rows)
+    for batch in fit.batches(cfg, lesson, taught, spec.batch, spec.seed, state.step):
         if state.step >= spec.steps:
             break
         key = jax.random.fold_in(jax.random.key(spec.seed), state.step)
@@ -187,19 +191,19 @@ def learn(
             state.losses.append((state.step, sum(recent) / len(recent)))
             recent = []
         if state.step % spec.every == 0 or state.step == spec.steps:
-            state.accuracy.append((state.step, evaluate(cfg, state.params, frozen, corpus, held, spec)))
+            state.accuracy.append((state.step, evaluate(cfg, state.params, frozen, lesson, held, spec)))
             _keep(partial, state)
         show(f"training {_figures(state)}", state.step, spec.steps)
     return Heads(state.params, jnp.asarray(vocab), cfg), state
 
 
 def evaluate(
-    cfg: HeadsConfig, params: Any, frozen: fit.Frozen, corpus: Corpus, held: np.ndarray, spec: TrainSpec, most: int = 8
+    cfg: HeadsConfig, params: Any, frozen: fit.Frozen, lesson: fit.Lesson, held: np.ndarray, spec: TrainSpec
 ) -> list[list[float]]:
     """By head, the share of held-out labels that were the r-th best guess: [K][RANKS], over some random batches."""
     right, total = np.zeros((1, fit.RANKS)), np.zeros(1)
-    for number, batch in enumerate(fit.batches(cfg, corpus, held, spec.batch, spec.seed + 1, 0)):
-        if number == most:
+    for number, batch in enumerate(fit.batches(cfg, lesson, held, spec.batch, spec.seed + 1, 0)):
+        if number == BATCHES:
             break
         hits, n = fit.hits(cfg, params, frozen, batch)
         right, total = right + np.asarray(hits, np.float64), total + np.asarray(n, np.float64)

@@ -103,7 +103,8 @@ def oracle(kind, rank):
     else:
         for k in (1, 2, 3):
             ahead = jnp.roll(jnp.eye(V), k, axis=0)
-            params[f"head_{k}"]["turn"] = ahead + rank * 2 * jnp.roll(ahead, 7, axis=0)
+            line = ahead + rank * 2 * jnp.roll(ahead, 7, axis=0)
+            params[f"head_{k}"]["line"] = jnp.pad(line, ((0, 0), (0, params[f"head_{k}"]["up"].shape[1] - V)))
     return Heads(params, jnp.asarray(np.random.default_rng(0).permutation(V), jnp.int32), cfg)
 
 
@@ -180,8 +181,9 @@ def test_eagle_drafts_what_an_uncached_layer_drafts(tiny_llama, ragged, steps):
             chains[column] = np.concatenate([states, state[None]]), [*tokens, token]
 
 
-def test_hydra_drafts_what_a_loop_over_the_tree_drafts(tiny_llama, ragged):
-    heads = random_heads(tiny_llama, "hydra")
+@pytest.mark.parametrize("kind", ["medusa", "hydra"])
+def test_heads_draft_what_a_loop_over_the_tree_drafts(tiny_llama, ragged, kind):
+    heads = random_heads(tiny_llama, kind)
     texts, draft = drafting(tiny_llama.attach(heads=heads), Medusa(paths=TREE), ragged((2, 7, 30)), 3)
     parent, rank = from_paths(TREE)
     table, rows = np.asarray(tiny_llama.params["embed"]["embedding"]), np.asarray(tiny_llama.params["head"]["kernel"])
@@ -192,8 +194,10 @@ def test_hydra_drafts_what_a_loop_over_the_tree_drafts(tiny_llama, ragged):
             while at >= 0:
                 way, at = [int(draft.tokens[row, at]), *way], parent[at]
             head = jax.tree.map(np.asarray, heads.params[f"head_{len(way)}"])
-            inner = head["up"] @ np.concatenate([hidden, *unit(table[way])]) + head["bias"]
-            found = head["turn"] @ (inner / (1 + np.exp(-inner)) + hidden)
+            seen = way if kind == "hydra" else way[:1]  # the pending token, and for Hydra the guesses behind it
+            x = np.concatenate([unit(hidden), *unit(table[seen])])
+            inner = head["up"] @ x + head["bias"]
+            found = head["line"] @ x + head["down"] @ (inner / (1 + np.exp(-inner)))
             best = np.argsort(-(rows[np.asarray(heads.vocab)] @ found), kind="stable")[rank[column]]
             assert int(draft.tokens[row, column]) == int(heads.vocab[best])
 
