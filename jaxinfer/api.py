@@ -18,7 +18,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.decoding import Constraint, DecodeMethod, Greedy, Sample, Sampling
 from jaxinfer.decoding.checks import check_needs
 from jaxinfer.errors import InputError
-from jaxinfer.generation import Generation, Target
+from jaxinfer.generation import Generation
 from jaxinfer.layers.moe import RouterStats
 from jaxinfer.layers.stacked import MOST_SEPARATED, separate
 from jaxinfer.model import Transformer, init_params, param_axes
@@ -26,6 +26,7 @@ from jaxinfer.programs import enable_compilation_cache
 from jaxinfer.shapes import shape_of
 from jaxinfer.sharding import DATA_TENSOR, Rules, Sharding
 from jaxinfer.stats import Stats
+from jaxinfer.target import Target
 
 Prompt = str | Sequence[int]
 

@@ -9,8 +9,8 @@ import numpy as np
 from jaxinfer import engine
 from jaxinfer.cache import CachePolicy
 from jaxinfer.errors import InputError
-from jaxinfer.generation import Target, chunks
 from jaxinfer.programs import program
+from jaxinfer.target import Target, chunks
 
 
 def check_batch(tokens: Any) -> np.ndarray:

@@ -14,9 +14,9 @@ from jaxinfer.cache import CachePolicy, Window
 from jaxinfer.cache.store import Cache
 from jaxinfer.engine import forward, logits_of, positions_of
 from jaxinfer.errors import InputError
-from jaxinfer.generation import chunks
 from jaxinfer.model import Transformer
 from jaxinfer.programs import program
+from jaxinfer.target import chunks
 
 ROWS = 64  # tokens whose logits are held at once: a window's would be gigabytes for a large vocabulary
 

@@ -25,8 +25,9 @@ from jaxinfer import (
 )
 from jaxinfer.cache.paged import blocks_in_use
 from jaxinfer.cache.store import gather
-from jaxinfer.generation import Generation, Target
+from jaxinfer.generation import Generation
 from jaxinfer.kernels.contract import through
+from jaxinfer.target import Target
 
 BLOCK, ROWS, WIDTH, RING = 16, 3, 40, 128
 CFG = ModelConfig(
