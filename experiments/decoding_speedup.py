@@ -48,8 +48,8 @@ def accepted_by_position(row: dict[str, Any]) -> list[tuple[float, float]]:
 def guessing_seconds(model: jaxinfer.Model, rows: list[dict[str, Any]], prompts: list[list[int]]) -> dict[str, float]:
     """By the name of a row, seconds that its method spends on the guesses of a step; `prompts` are one batch.
 
-    Of an adaptive method what the one within spends: switched off, it spends nothing. It is measured at one place of the
-    text, so of a method that now looks up and now drafts (`Fallback`) it says little.
+    Of an adaptive method what the one within spends: switched off, it spends nothing. It is measured at one place of
+    the text, so of a method that now looks up and now drafts (`Fallback`) it says little.
     """
     found = {}
     for row in rows:
