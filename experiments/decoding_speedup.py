@@ -48,7 +48,8 @@ def accepted_by_position(row: dict[str, Any]) -> list[tuple[float, float]]:
 def guessing_seconds(model: jaxinfer.Model, rows: list[dict[str, Any]], prompts: list[list[int]]) -> dict[str, float]:
     """By the name of a row, seconds that its method spends on the guesses of a step; `prompts` are one batch.
 
-    Of an adaptive method what the one within spends: switched off, it spends nothing.
+    Of an adaptive method what the one within spends: switched off, it spends nothing. It is measured at one place of
+    the text, so of a method that now looks up and now drafts (`Fallback`) it says little.
     """
     found = {}
     for row in rows:
@@ -116,7 +117,7 @@ def main(path: str, *overrides: str) -> None:
     if curves:
         title = f"{model.name}: how often the i-th guess is accepted"
         write_atomic(folder / "accepted.svg", lines.chart(title, "guess", "share of steps with guesses", curves))
-    with Console(record=True, highlight=False) as shown:
+    with Console(record=True, highlight=False, width=max(console.width, 160)) as shown:
         shown.print(table(found))
         shown.print(f"{folder}")
     write_atomic(folder / "speedup.txt", shown.export_text())
