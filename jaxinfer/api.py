@@ -19,6 +19,7 @@ from jaxinfer.decoding import Constraint, DecodeMethod, Greedy, Sample, Sampling
 from jaxinfer.errors import InputError
 from jaxinfer.generation import Generation, Target
 from jaxinfer.layers.moe import RouterStats
+from jaxinfer.layers.qtensor import format_of, is_quantized
 from jaxinfer.layers.stacked import MOST_SEPARATED, separate
 from jaxinfer.model import Transformer, init_params, param_axes
 from jaxinfer.programs import enable_compilation_cache
@@ -67,6 +68,11 @@ class Model:
     def network(self) -> Transformer:
         return Transformer(self.config, jnp.dtype(self.dtype))
 
+    @property
+    def weights(self) -> str | None:
+        """The format of quantized weights; None: they are arrays of `dtype`."""
+        return format_of(self.params)
+
     def attach(self, **extras: Any) -> "Model":
         """The same model with what its decode methods may use besides: a draft model, heads, a datastore, by name."""
         return dataclasses.replace(self, extras={**self.extras, **extras})
@@ -83,10 +89,12 @@ class Model:
         """The same model spread over a mesh. A mesh axis that does not divide a dimension leaves it whole."""
         layout = Sharding(mesh, rules)
         is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
-        axes = jax.tree.leaves(param_axes(self.config), is_leaf=is_axes)
-        leaves, tree = jax.tree.flatten(self.params)
-        placed = [layout.place(x, a) for x, a in zip(leaves, axes, strict=True)]
-        return dataclasses.replace(self, params=jax.tree.unflatten(tree, placed), layout=layout)
+
+        def place(axes: Any, weight: Any) -> Any:
+            return jax.tree.map(layout.place, weight, weight.axes(axes) if is_quantized(weight) else axes)
+
+        placed = jax.tree.map(place, param_axes(self.config), self.params, is_leaf=is_axes)
+        return dataclasses.replace(self, params=placed, layout=layout)
 
     def generate(
         self,
@@ -281,12 +289,17 @@ class Stream:
             yield _before_stop(rest, self._stops)
 
 
-def load(source: str, dtype: str | None = None) -> Model:
+def load(source: str, dtype: str | None = None, weights: str | None = None) -> Model:
     """A model from a built-in name, a GGUF file, a Hugging Face folder or hub id, or an Orbax checkpoint of ours.
 
-    dtype: "float32" or "bfloat16", of the weights and activations; None: float32 on a CPU, bfloat16 elsewhere. Raises
+    dtype: "float32" or "bfloat16", of the weights and activations; None: float32 on a CPU, bfloat16 elsewhere. weights:
+    "int8", "int4" and the other formats of `transform.quantize`, into which they are rounded behind loading. Raises
     InputError if there is nothing to load, or something is wrong with it.
     """
+    from jaxinfer.transform.quantize import check_format, quantize_weights
+
+    if weights is not None:
+        check_format(weights)
     from jaxinfer.checkpoint import load_checkpoint
 
     if dtype is None:
@@ -295,7 +308,8 @@ def load(source: str, dtype: str | None = None) -> Model:
         raise InputError(f"dtype={dtype!r} must be 'float32' or 'bfloat16'")
     enable_compilation_cache()
     found = load_checkpoint(source, dtype)
-    return Model(found.config, found.params, found.tokenizer, found.name, dtype)
+    model = Model(found.config, found.params, found.tokenizer, found.name, dtype)
+    return model if weights in (None, model.weights) else quantize_weights(model, weights)
 
 
 def _per_row(value: Any, batch: int, name: str, least: int) -> list[int]:

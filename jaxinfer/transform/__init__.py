@@ -3,5 +3,6 @@
 from jaxinfer.transform.context import extend_context
 from jaxinfer.transform.layers import keep_layers, search_layers
 from jaxinfer.transform.moefication import moefy
+from jaxinfer.transform.quantize import quantize_weights
 
-__all__ = ["extend_context", "keep_layers", "moefy", "search_layers"]
+__all__ = ["extend_context", "keep_layers", "moefy", "quantize_weights", "search_layers"]
