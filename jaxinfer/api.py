@@ -20,6 +20,7 @@ from jaxinfer.decoding.checks import check_needs
 from jaxinfer.errors import InputError
 from jaxinfer.generation import Generation
 from jaxinfer.layers.moe import RouterStats
+from jaxinfer.layers.qtensor import format_of, is_quantized
 from jaxinfer.layers.stacked import MOST_SEPARATED, separate
 from jaxinfer.model import Transformer, init_params, param_axes
 from jaxinfer.programs import enable_compilation_cache
@@ -70,6 +71,11 @@ class Model:
     def network(self) -> Transformer:
         return Transformer(self.config, jnp.dtype(self.dtype))
 
+    @property
+    def weights(self) -> str | None:
+        """The format of quantized weights; None: they are arrays of `dtype`."""
+        return format_of(self.params)
+
     def attach(self, **extras: Any) -> "Model":
         """The same model with what its decode methods may use besides: a draft model, heads, a datastore, by name."""
         return dataclasses.replace(self, extras={**self.extras, **extras})
@@ -86,10 +92,12 @@ class Model:
         """The same model spread over a mesh. A mesh axis that does not divide a dimension leaves it whole."""
         layout = Sharding(mesh, rules)
         is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
-        axes = jax.tree.leaves(param_axes(self.config), is_leaf=is_axes)
-        leaves, tree = jax.tree.flatten(self.params)
-        placed = [layout.place(x, a) for x, a in zip(leaves, axes, strict=True)]
-        return dataclasses.replace(self, params=jax.tree.unflatten(tree, placed), layout=layout)
+
+        def place(axes: Any, weight: Any) -> Any:
+            return jax.tree.map(layout.place, weight, weight.axes(axes) if is_quantized(weight) else axes)
+
+        placed = jax.tree.map(place, param_axes(self.config), self.params, is_leaf=is_axes)
+        return dataclasses.replace(self, params=placed, layout=layout)
 
     def generate(
         self,
@@ -282,25 +290,31 @@ class Stream:
             yield _before_stop(rest, self._stops)
 
 
-def load(source: str, dtype: str | None = None) -> Model:
+def load(source: str, dtype: str | None = None, weights: str | None = None) -> Model:
     """A model from a built-in name, a GGUF file, a Hugging Face folder or hub id, or an Orbax checkpoint of ours.
 
     `random:llama3-8b` has that model's shape (`shapes.SHAPES`), random weights, and no tokenizer.
 
-    dtype: "float32" or "bfloat16", of the weights and activations; None: float32 on a CPU, bfloat16 elsewhere. Raises
+    dtype: "float32" or "bfloat16", of the weights and activations; None: float32 on a CPU, bfloat16 elsewhere. weights:
+    "int8", "int4" and the other formats of `transform.quantize`, into which they are rounded behind loading. Raises
     InputError if there is nothing to load, or something is wrong with it.
     """
     from jaxinfer.checkpoint import load_checkpoint
+    from jaxinfer.transform.quantize import check_format, quantize_weights
 
+    if weights is not None:
+        check_format(weights)
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"dtype={dtype!r} must be 'float32' or 'bfloat16'")
     enable_compilation_cache()
     if shape := shape_of(source):
-        return dataclasses.replace(Model.random(shape, dtype=dtype), name=source)
-    found = load_checkpoint(source, dtype)
-    return Model(found.config, found.params, found.tokenizer, found.name, dtype)
+        model = dataclasses.replace(Model.random(shape, dtype=dtype), name=source)
+    else:
+        found = load_checkpoint(source, dtype)
+        model = Model(found.config, found.params, found.tokenizer, found.name, dtype)
+    return model if weights in (None, model.weights) else quantize_weights(model, weights)
 
 
 def _per_row(value: Any, batch: int, name: str, least: int) -> list[int]:

@@ -13,6 +13,7 @@ from flax import struct
 from jaxinfer.config import ModelConfig
 from jaxinfer.errors import InputError
 from jaxinfer.layers.linear import matmul
+from jaxinfer.layers.qtensor import take
 
 Kind = Literal["medusa", "hydra", "eagle"]
 KINDS: tuple[Kind, ...] = ("medusa", "hydra", "eagle")
@@ -84,12 +85,12 @@ def unembedding(params: Mapping[str, Any], vocab: jax.Array) -> jax.Array:
     large as the rest of a head: SmolLM2 has 49,152 tokens and a width of 576.
     """
     table = params["head"]["kernel"] if "head" in params else params["embed"]["embedding"]
-    return jnp.take(table, vocab, axis=0).astype(jnp.float32)
+    return take(table, vocab).astype(jnp.float32)
 
 
 def embed(params: Mapping[str, Any], tokens: jax.Array) -> jax.Array:
     """tokens i32[...] -> [..., D], the backbone's embeddings at root mean square 1: it is the direction that counts."""
-    x = jnp.take(params["embed"]["embedding"], tokens, axis=0, mode="clip").astype(jnp.float32)
+    x = take(params["embed"]["embedding"], tokens, mode="clip").astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-12)
 
 

@@ -8,6 +8,7 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.layers.linear import matmul
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.position import sinusoids
+from jaxinfer.layers.qtensor import take
 from jaxinfer.layers.stacked import parameter
 
 
@@ -31,7 +32,7 @@ class Embedding(nn.Module):
     def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """tokens, positions i32[B, T] -> [B, T, D]."""
         cfg = self.cfg
-        x = jnp.take(self.embedding, tokens, axis=0, mode="clip") * jnp.asarray(cfg.embed_scale, self.dtype)
+        x = take(self.embedding, tokens, mode="clip").astype(self.dtype) * jnp.asarray(cfg.embed_scale, self.dtype)
         if cfg.absolute_positions == "learned":
             x = x + jnp.take(self.positions, positions, axis=0, mode="clip")
         elif cfg.absolute_positions == "sinusoidal":

@@ -3,12 +3,15 @@
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxinfer.layers.qtensor import is_quantized
+from jaxinfer.layers.quantized import quantized_product
 from jaxinfer.layers.stacked import parameter, with_layer
 from jaxinfer.sharding.rules import platform
 
@@ -25,6 +28,11 @@ def matmul(
     """
     lead, outer, inner = x.shape[: x.ndim - n_in], shape[:-n_in], shape[-n_in:]
     rows, n_out, width = math.prod(lead), math.prod(outer), math.prod(inner)
+    if is_quantized(kernel):
+        flat = x.reshape(rows, width)
+        product = partial(quantized_product, flat, few=rows <= FEW_ROWS)
+        y = product(kernel) if layer is None else with_layer(kernel, layer, product)
+        return y.reshape(*lead, *outer)
     product, finish = _formulation(x.reshape(rows, width), n_out)
     y = product(kernel) if layer is None else with_layer(kernel, layer, product)
     return finish(y).reshape(*lead, *outer)

@@ -77,7 +77,8 @@ class Experts(nn.Module):
         def ffn(rows: jax.Array, e: jax.Array) -> jax.Array:
             def product(y: jax.Array, name: str) -> jax.Array:
                 shape = shapes[name]
-                out = matmul(y, kernels[name].reshape(-1, *shape), shape, layer=layer * n + e)
+                flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kernels[name])
+                out = matmul(y, flat, shape, layer=layer * n + e)
                 return (out + biases[name][layer, e] if biases else out).astype(rows.dtype)
 
             return product(gated(self.cfg.activation, product(rows, "gate"), product(rows, "up")), "down")

@@ -14,6 +14,8 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
+from jaxinfer.layers.qtensor import is_quantized
+
 WORTH_SEPARATING = 1 << 18  # bytes of one layer's matrix: smaller slices stay in the processor's cache when copied
 MOST_SEPARATED = 32  # layers in a stack: every one of them is a branch to compile
 
@@ -34,25 +36,26 @@ def parameter(
     return module.param(name, nn.with_partitioning(init, axes), shape, dtype)
 
 
-def with_layer(weight: Any, layer: jax.Array, use: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """use(weight[layer]): `weight` is an array [L, ...] or a `Separate`, `layer` an i32[]."""
+def with_layer(weight: Any, layer: jax.Array, use: Callable[[Any], jax.Array]) -> jax.Array:
+    """use(weight[layer]): `weight` is a pytree of arrays [L, ...] or a `Separate`, `layer` an i32[]."""
     if isinstance(weight, Separate):
         # The branches differ in the buffer they read, in nothing else: `use` is traced and lowered once.
         use = jax.jit(use)
         return jax.lax.switch(layer, [lambda w=w: use(w) for w in weight.layers])
-    return use(jax.lax.dynamic_index_in_dim(weight, layer, keepdims=False))
+    return use(jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), weight))
 
 
 def separate(params: dict[str, Any], most_layers: int = MOST_SEPARATED) -> dict[str, Any]:
     """The same parameters, with every large kernel in a stack of up to `most_layers` as views of one layer each.
 
     Copies nothing: the result shares its memory with `params`, which must stay alive. For arrays in the memory of one
-    CPU device.
+    CPU device. Quantized weights stay stacked: a product converts its slice in any case, into a buffer that the scanned
+    layers use again.
     """
 
     def views(path, leaf):
         names = [entry.key for entry in path]
-        if not (names[0].startswith("segment_") and names[-1] == "kernel"):
+        if is_quantized(leaf) or not (names[0].startswith("segment_") and names[-1] == "kernel"):
             return leaf
         if leaf.shape[0] > most_layers or leaf.nbytes < WORTH_SEPARATING * leaf.shape[0]:
             return leaf
@@ -61,4 +64,4 @@ def separate(params: dict[str, Any], most_layers: int = MOST_SEPARATED) -> dict[
         shared = all(layer.unsafe_buffer_pointer() == base + i * size for i, layer in enumerate(layers))
         return Separate(layers) if shared else leaf
 
-    return jax.tree_util.tree_map_with_path(views, params)
+    return jax.tree_util.tree_map_with_path(views, params, is_leaf=is_quantized)

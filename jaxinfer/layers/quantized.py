@@ -1,0 +1,97 @@
+"""Products with quantized weights: weight-only int8 and int4, and int8 times int8. Chosen statically from the shape.
+
+What a CPU does was measured (docs/cpu.md). XLA writes a converted copy of the weights before a product with them, so
+what counts is how large that copy is, or that there is none:
+
+- int8, a few rows: activations as the sum of three int8 digits of falling scale. The digits are rows of one product of
+  integers, which reads the codes as they are; its sums are exact, so that a token's result does not depend on how many
+  tokens are beside it. What three digits leave of an activation is below 2^-23 of the largest in its row.
+- W8A8: the first of these digits alone.
+- int4, and int8 for many rows: converted to float32, no more than `BLOCK` outputs at a time.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxinfer.layers.qtensor import Int4, Int8, QTensor
+from jaxinfer.sharding.rules import platform
+
+BLOCK = 4096  # outputs that are converted at once: a head as a whole would be a copy of 100 MB and more
+DIGITS = 3
+
+
+def quantized_product(x: jax.Array, weight: QTensor, few: bool) -> jax.Array:
+    """x[rows, in] times a QTensor [*out, *in] -> float32[rows, out]. `few`: as many rows as a decode step has."""
+    rows, width = x.shape
+    if isinstance(weight, Int8):
+        codes, scale = weight.codes.reshape(-1, width), weight.scale.reshape(-1)
+        if weight.activations:
+            return _by_digits(x.astype(jnp.float32), codes, 1) * scale
+        if platform() != "cpu":
+            return _dot(x, codes.astype(x.dtype)) * scale
+        if few:
+            return _by_digits(x.astype(jnp.float32), codes, DIGITS) * scale
+        return _in_blocks(lambda c: _dot(x.astype(jnp.float32), c.astype(jnp.float32)), codes) * scale
+    flat = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), weight)
+    half = flat.codes.shape[-1]
+    x = jnp.pad(x, ((0, 0), (0, 2 * half - width)))
+    if platform() == "cpu":
+        x = x.astype(jnp.float32)
+
+    def product(part: Int4) -> jax.Array:
+        low, high = (y.astype(x.dtype) for y in part.halves())
+        return _dot(x[:, :half], low) + _dot(x[:, half:], high)
+
+    return _in_blocks(product, flat) if platform() == "cpu" else product(flat)
+
+
+def _dot(x: jax.Array, w: jax.Array, out: Any = jnp.float32) -> jax.Array:
+    return jax.lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=out)
+
+
+def digits(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """x float32[rows, in] -> digits i8[count, rows, in] and scales f32[count, rows, 1], whose products add up to x.
+
+    Each digit is the nearest to what those before it have left, which is at most half of their step.
+    """
+    scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 127
+    scale = jnp.where(scale > 0, scale, 1.0)
+    found, scales = [], []
+    for _ in range(count):
+        digit = jnp.clip(jnp.round(x / scale), -127, 127)
+        found.append(digit.astype(jnp.int8))
+        scales.append(scale)
+        x, scale = x - digit * scale, scale / 254
+    return jnp.stack(found), jnp.stack(scales)
+
+
+def _by_digits(x: jax.Array, codes: jax.Array, count: int) -> jax.Array:
+    """x float32[rows, in] times codes i8[out, in], in integers -> float32[rows, out]."""
+    parts, scales = digits(x, count)
+    flat = parts.reshape(-1, x.shape[-1])
+    if len(flat) == 1:  # the library of products takes two rows or more
+        flat = jnp.concatenate([flat, flat])
+    sums = _dot(flat, codes, jnp.int32)[: count * len(x)]
+    return jnp.sum(sums.reshape(count, len(x), -1).astype(jnp.float32) * scales, axis=0)
+
+
+def _in_blocks(product: Callable[[Any], jax.Array], weight: Any) -> jax.Array:
+    """product(weight) -> [rows, out], `BLOCK` rows of a weight [out, ...] at a time."""
+    n_out = jax.tree.leaves(weight)[0].shape[0]
+    if n_out <= 2 * BLOCK:
+        return product(weight)
+
+    def block(start: jax.Array) -> jax.Array:
+        return product(jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, BLOCK), weight))
+
+    whole = n_out // BLOCK
+    y = jnp.moveaxis(jax.lax.map(block, jnp.arange(whole) * BLOCK), 0, 1)
+    y = y.reshape(y.shape[0], math.prod(y.shape[1:]))
+    if whole * BLOCK < n_out:
+        tail = product(jax.tree.map(lambda a: a[whole * BLOCK :], weight))
+        y = jnp.concatenate([y, tail], axis=1)
+    return y
