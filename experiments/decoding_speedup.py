@@ -87,7 +87,7 @@ def main(path: str, *overrides: str) -> None:
         results.check_same(before, config, [prompt.text for prompt in prompts])
     console = Console(stderr=True)
     with console.status(f"loading {config.model.source}"):
-        model = jaxinfer.load(config.model.source, config.model.dtype)
+        model = jaxinfer.load(config.model.source, config.model.dtype, config.model.weights)
         model = extras.attach(model, config.model.source, config.extras)
     folder = runner.run(config, model, prompts, before, console)
     rows = results.read_rows(folder)

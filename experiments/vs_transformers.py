@@ -201,14 +201,14 @@ def main(path: str, *overrides: str) -> None:
         raise InputError("model.context: both read the model as it is; leave it out")
     results.check_writable(config.output)
     dtype = config.model.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    model = jaxinfer.load(config.model.source, dtype)
+    model = jaxinfer.load(config.model.source, dtype, config.model.weights)
     if model.tokenizer:
         text = [id for prompt in load_prompts(PromptSpec()) for id in model.encode(prompt.text)]
     else:
         text = np.random.default_rng(0).integers(0, model.config.vocab_size, config.prefill_tokens).tolist()
     ours, theirs = Ours(model), Theirs(config.model.source, dtype, config.static_cache)
     agree = None
-    if not shape_of(config.model.source):
+    if not shape_of(config.model.source) and not model.weights:
         prompts = np.resize(text, (config.batch, config.prompt_tokens))
         pairs = zip(ours.generate(prompts, config.steps), theirs.timed(prompts, config.steps)[0], strict=True)
         agree = sum(mine == other for mine, other in pairs)

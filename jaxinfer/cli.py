@@ -26,6 +26,7 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Option(help="A built-in name (see `list`), a .gguf file, or a folder.")]
 Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16; default: float32 on CPU.")]
+Weights = Annotated[str | None, typer.Option(help="Round the weights to int8, int4, ...; default: as they are.")]
 System = Annotated[str | None, typer.Option(help="The system message of the chat.")]
 Method = Annotated[str | None, typer.Option(help="A decode method (see `list`); default: what the options ask for.")]
 Width = Annotated[int | None, typer.Option(help="lookup and others: tokens scored per step.")]
@@ -70,6 +71,7 @@ def generate(
     text: Annotated[str, typer.Argument(help='The prompt; "-" reads standard input.')],
     model: Model = "smollm2-135m",
     dtype: Dtype = None,
+    weights: Weights = None,
     chat: Annotated[bool | None, typer.Option(help="Wrap it in the chat template; default: if there is one.")] = None,
     system: System = None,
     method: Method = None,
@@ -119,7 +121,7 @@ def generate(
         },
     ) | {"max_new_tokens": max_new_tokens, "seed": seed, "stop": tuple(stop or ())}
     text = terminal.read_prompt(text)
-    loaded = terminal.load_model(model, dtype, draft)
+    loaded = terminal.load_model(model, dtype, weights, draft)
     prompt = terminal.encode_prompt(loaded, text, chat, system)
     settings |= terminal.constraint(loaded, regex, json_schema)
     if stream:
@@ -135,6 +137,7 @@ def generate(
 def chat(
     model: Model = "smollm2-135m",
     dtype: Dtype = None,
+    weights: Weights = None,
     system: System = None,
     method: Method = None,
     width: Width = None,
@@ -162,7 +165,7 @@ def chat(
     method = method or (draft and "speculative")
     settings = terminal.options(method, {"width": width, "ngram": ngram}, policy, None, sampling)
     settings |= {"max_new_tokens": max_new_tokens, "seed": seed}
-    terminal.chat(terminal.load_model(model, dtype, draft), system, settings)
+    terminal.chat(terminal.load_model(model, dtype, weights, draft), system, settings)
 
 
 @app.command("eval")
@@ -170,6 +173,7 @@ def evaluate(
     text: Annotated[str, typer.Option(help="A text file.")],
     model: Model = "smollm2-135m",
     dtype: Dtype = None,
+    weights: Weights = None,
     window: Annotated[int, typer.Option(help="Tokens in a window.")] = 2048,
     max_windows: Annotated[int | None, typer.Option(help="Only the first so many windows.")] = None,
     policy: Policy = None,
@@ -180,7 +184,7 @@ def evaluate(
     from jaxinfer.experiment import terminal
 
     start = time.perf_counter()
-    result = terminal.perplexity(model, dtype, text, window, max_windows, policy)
+    result = terminal.perplexity(model, dtype, weights, text, window, max_windows, policy)
     seconds = time.perf_counter() - start
     typer.echo(
         f"perplexity {result.value:.4f}, {result.windows} windows, {result.tokens} tokens, {seconds:.1f} s in all"

@@ -11,6 +11,7 @@ from typing import Literal
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_clamped"]
 NormKind = Literal["rms", "layer"]
+WeightFormat = Literal["int8", "int4", "int4-64", "int4-128", "w8a8"]  # what `transform.quantize` rounds weights to
 
 
 @dataclass(frozen=True)

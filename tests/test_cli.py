@@ -89,7 +89,9 @@ def jaxinfer_(monkeypatch, capsys):
     def call(*arguments, model=None, stdin=""):
         monkeypatch.setattr(sys, "argv", ["jaxinfer", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        monkeypatch.setattr(jaxinfer, "load", lambda source, dtype=None: model or pytest.fail("the model was loaded"))
+        monkeypatch.setattr(
+            jaxinfer, "load", lambda source, dtype=None, weights=None: model or pytest.fail("the model was loaded")
+        )
         with pytest.raises(SystemExit) as leave:
             cli.main()
         out, err = capsys.readouterr()

@@ -2,7 +2,8 @@
 
     config = experiment.load_config("configs/quickstart.yaml", ["decoding.batch=4"])
     prompts = experiment.load_prompts(config.prompts)
-    folder = experiment.run(config, jaxinfer.load(config.model.source, config.model.dtype), prompts)
+    model = jaxinfer.load(config.model.source, config.model.dtype, config.model.weights)
+    folder = experiment.run(config, model, prompts)
 
 `jaxinfer run configs/quickstart.yaml decoding.batch=4` is the same from the command line.
 """

@@ -32,8 +32,8 @@ def constraint(model: Any, spec: ConstraintSpec) -> jaxinfer.Constraint:
 
 def _draft(model: Any, source: str, spec: ExtraSpec) -> Any:
     dtype = spec.dtype or model.dtype
-    same = spec.source == source and dtype == model.dtype
-    whole = dataclasses.replace(model, extras={}) if same else jaxinfer.load(spec.source, dtype=dtype)
+    same = spec.source == source and dtype == model.dtype and spec.weights in (None, model.weights)
+    whole = dataclasses.replace(model, extras={}) if same else jaxinfer.load(spec.source, dtype, spec.weights)
     draft = whole if spec.layers is None else keep_layers(whole, spec.layers)
     # The layers of a draft's draft are counted in the model that is loaded, not in what is left of it.
     return dataclasses.replace(draft, extras=attach(whole, spec.source, spec.extras).extras)

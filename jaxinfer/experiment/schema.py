@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import jaxinfer
+from jaxinfer.config import WeightFormat
 from jaxinfer.errors import InputError
 from jaxinfer.experiment import merge, registry
 from jaxinfer.experiment.merge import Keys, Origin, show
@@ -55,11 +56,13 @@ class ContextSpec:
 class ModelSpec:
     """Which weights: a built-in name, a file, or a folder, as `jaxinfer.load` takes it; dtype null is its default.
 
-    `context` stretches what the model reads; null leaves it as it is.
+    `weights` is a format that they are rounded to; null leaves them as they are. `context` stretches what the model
+    reads; null leaves it as it is.
     """
 
     source: str
     dtype: Literal["float32", "bfloat16"] | None = None
+    weights: WeightFormat | None = None
     context: ContextSpec | None = None
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
@@ -121,11 +124,14 @@ class RowSpec:
 class ExtraSpec:
     """What a method uses beside the model: a draft model and its layers (null: all), a folder of heads, a text file.
 
+    `weights` is a format that a draft model's weights are rounded to: the model itself in int4 may draft for it.
+
     A draft model may have extras of its own, for the method that it drafts with (`Cascade`).
     """
 
     source: str
     dtype: Literal["float32", "bfloat16"] | None = None
+    weights: WeightFormat | None = None
     layers: tuple[int, ...] | None = None
     extras: "dict[str, ExtraSpec]" = field(default_factory=dict)
 

@@ -27,10 +27,10 @@ CHAT_HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C sto
 stderr = Console(stderr=True, highlight=False)
 
 
-def load_model(source: str, dtype: str | None, draft: str | None = None):
+def load_model(source: str, dtype: str | None, weights: str | None = None, draft: str | None = None):
     """`jaxinfer.load` with a line on the terminal meanwhile; a draft model is attached."""
     with stderr.status(f"loading {source}"):
-        model = jaxinfer.load(source, dtype)
+        model = jaxinfer.load(source, dtype, weights)
         return extras.attach(model, source, {"draft": ExtraSpec(draft)} if draft else {})
 
 
@@ -169,7 +169,13 @@ def _answer(model, turns: list[dict[str, str]], settings: dict[str, Any]) -> lis
 
 
 def perplexity(
-    source: str, dtype: str | None, file: str, window: int, max_windows: int | None, policy: str | None = None
+    source: str,
+    dtype: str | None,
+    weights: str | None,
+    file: str,
+    window: int,
+    max_windows: int | None,
+    policy: str | None = None,
 ):
     """Perplexity of a text file as it is: tokenized whole, in disjoint windows, the tail dropped. Raises InputError."""
     text = read_text(file, "--text")
@@ -177,7 +183,7 @@ def perplexity(
         if value is not None and value < least:
             raise InputError(f"{option}: expected a whole number from {least}, got {value}")
     kept = policy_of(policy)
-    model = load_model(source, dtype)
+    model = load_model(source, dtype, weights)
     if model.tokenizer is None:
         raise InputError(f"--model: {source!r} has no tokenizer")
     tokens = model.tokenizer.encode(text)
@@ -211,7 +217,7 @@ def run_experiment(config_file: str, arguments: list[str], resume: bool) -> None
     if resume:
         folder = Path(folders[0]) if folders else results.newest_run(config)
         results.check_same(folder, config, [prompt.text for prompt in prompts])
-    model = load_model(config.model.source, config.model.dtype)
+    model = load_model(config.model.source, config.model.dtype, config.model.weights)
     model = extras.attach(model, config.model.source, config.extras)
     try:
         folder = run(config, model, prompts, folder, stderr)

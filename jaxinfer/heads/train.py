@@ -94,7 +94,7 @@ def train_from(file: str, overrides: list[str], resume: bool, console: Console) 
         raise InputError(f"--resume: there is no training under way in {partial}")
     from jaxinfer.experiment.terminal import load_model
 
-    model = load_model(config.model.source, config.model.dtype)
+    model = load_model(config.model.source, config.model.dtype, config.model.weights)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}

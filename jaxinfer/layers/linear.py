@@ -29,10 +29,8 @@ def matmul(
     lead, outer, inner = x.shape[: x.ndim - n_in], shape[:-n_in], shape[-n_in:]
     rows, n_out, width = math.prod(lead), math.prod(outer), math.prod(inner)
     if is_quantized(kernel):
-        flat = x.reshape(rows, width)
-        product = partial(quantized_product, flat, few=rows <= FEW_ROWS)
-        y = product(kernel) if layer is None else with_layer(kernel, layer, product)
-        return y.reshape(*lead, *outer)
+        use = partial(quantized_product, x.reshape(rows, width), few=rows <= FEW_ROWS)
+        return (use(kernel) if layer is None else with_layer(kernel, layer, use)).reshape(*lead, *outer)
     product, finish = _formulation(x.reshape(rows, width), n_out)
     y = product(kernel) if layer is None else with_layer(kernel, layer, product)
     return finish(y).reshape(*lead, *outer)

@@ -53,7 +53,7 @@ class Int8:
 
 @struct.dataclass
 class Int4:
-    """codes u8[..., *out, P / 2], scale and minimum f32[..., *out, P / group]; P: all inputs, padded to whole groups."""
+    """codes u8[..., *out, P / 2], scale and minimum f32[..., *out, P / group]; P: all inputs, in whole groups."""
 
     codes: jax.Array
     scale: jax.Array
@@ -151,6 +151,7 @@ def map_weights(use: Callable[[Any], Any], params: Any) -> Any:
 
 
 def format_of(params: Any) -> str | None:
-    """The format of a model's quantized parameters, by its name in `transform.quantize.FORMATS`; None for arrays."""
-    weight = params["embed"]["embedding"]
-    return weight.format if is_quantized(weight) else None
+    """The format of a model's quantized kernels, by its name in `transform.quantize.FORMATS`; None for arrays."""
+    weights = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_quantized)[0]
+    found = {path[0].key != "embed": weight.format for path, weight in weights if is_quantized(weight)}
+    return found.get(True, found.get(False))

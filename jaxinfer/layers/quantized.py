@@ -26,7 +26,7 @@ DIGITS = 3
 
 def quantized_product(x: jax.Array, weight: QTensor, few: bool) -> jax.Array:
     """x[rows, in] times a QTensor [*out, *in] -> float32[rows, out]. `few`: as many rows as a decode step has."""
-    rows, width = x.shape
+    width = x.shape[1]
     if isinstance(weight, Int8):
         codes, scale = weight.codes.reshape(-1, width), weight.scale.reshape(-1)
         if weight.activations:
