@@ -81,7 +81,7 @@ def main(path: str, *overrides: str) -> None:
     if config.model.context:
         raise InputError("model.context: each of `variants` extends it; leave it out")
     results.check_writable(config.output)
-    model = jaxinfer.load(config.model.source, dtype=config.model.dtype or "float32")
+    model = jaxinfer.load(config.model.source, dtype=config.model.dtype or "float32", weights=config.model.weights)
     trained = model.config.max_positions
     length = config.tokens or int(trained * config.factor)
     ids = first_tokens(config, model, length)

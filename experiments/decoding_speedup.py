@@ -62,7 +62,7 @@ def main(path: str, *overrides: str) -> None:
     results.check_writable(config.output)
     console = Console(stderr=True)
     with console.status(f"loading {config.model.source}"):
-        model = jaxinfer.load(config.model.source, config.model.dtype)
+        model = jaxinfer.load(config.model.source, config.model.dtype, config.model.weights)
         model = extras.attach(model, config.model.source, config.extras)
     folder = runner.run(config, model, prompts, console=console)
     rows = results.read_rows(folder)

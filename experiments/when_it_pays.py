@@ -81,7 +81,7 @@ def main(path: str, *overrides: str) -> None:
     config = read_as(Config, path, overrides)
     config.check()
     results.check_writable(config.output)
-    model = jaxinfer.load(config.model.source, dtype=config.model.dtype)
+    model = jaxinfer.load(config.model.source, dtype=config.model.dtype, weights=config.model.weights)
     found = []
     with Console(stderr=True).status("measuring") as status:
         for batch in config.batches:

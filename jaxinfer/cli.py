@@ -26,6 +26,7 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Option(help="A built-in name (see `list`), a .gguf file, or a folder.")]
 Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16; default: float32 on CPU.")]
+Weights = Annotated[str | None, typer.Option(help="Round the weights: int8, int4, int4-64, int4-128 or w8a8.")]
 System = Annotated[str | None, typer.Option(help="The system message of the chat.")]
 Method = Annotated[str | None, typer.Option(help="A decode method (see `list`); default: what the options ask for.")]
 Width = Annotated[int | None, typer.Option(help="lookup and others: tokens scored per step.")]
@@ -67,6 +68,7 @@ def generate(
     text: Annotated[str, typer.Argument(help='The prompt; "-" reads standard input.')],
     model: Model = "smollm2-135m",
     dtype: Dtype = None,
+    weights: Weights = None,
     chat: Annotated[bool | None, typer.Option(help="Wrap it in the chat template; default: if there is one.")] = None,
     system: System = None,
     method: Method = None,
@@ -116,7 +118,7 @@ def generate(
         },
     ) | {"max_new_tokens": max_new_tokens, "seed": seed, "stop": tuple(stop or ())}
     text = terminal.read_prompt(text)
-    loaded = terminal.load_model(model, dtype, draft)
+    loaded = terminal.load_model(model, dtype, draft, weights)
     prompt = terminal.encode_prompt(loaded, text, chat, system)
     settings |= terminal.constraint(loaded, regex, json_schema)
     if stream:
@@ -132,6 +134,7 @@ def generate(
 def chat(
     model: Model = "smollm2-135m",
     dtype: Dtype = None,
+    weights: Weights = None,
     system: System = None,
     method: Method = None,
     width: Width = None,
@@ -159,7 +162,7 @@ def chat(
     method = method or (draft and "speculative")
     settings = terminal.options(method, {"width": width, "ngram": ngram}, policy, None, sampling)
     settings |= {"max_new_tokens": max_new_tokens, "seed": seed}
-    terminal.chat(terminal.load_model(model, dtype, draft), system, settings)
+    terminal.chat(terminal.load_model(model, dtype, draft, weights), system, settings)
 
 
 @app.command("eval")
@@ -167,6 +170,7 @@ def evaluate(
     text: Annotated[str, typer.Option(help="A text file.")],
     model: Model = "smollm2-135m",
     dtype: Dtype = None,
+    weights: Weights = None,
     window: Annotated[int, typer.Option(help="Tokens in a window.")] = 2048,
     max_windows: Annotated[int | None, typer.Option(help="Only the first so many windows.")] = None,
 ) -> None:
@@ -176,7 +180,7 @@ def evaluate(
     from jaxinfer.experiment import terminal
 
     start = time.perf_counter()
-    result = terminal.perplexity(model, dtype, text, window, max_windows)
+    result = terminal.perplexity(model, dtype, text, window, max_windows, weights)
     seconds = time.perf_counter() - start
     typer.echo(
         f"perplexity {result.value:.4f}, {result.windows} windows, {result.tokens} tokens, {seconds:.1f} s in all"
@@ -239,11 +243,12 @@ def _convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="What `generate --model` takes.")],
     destination: Annotated[str, typer.Argument(metavar="DST", help="A new folder, in Orbax's format.")],
     dtype: Dtype = None,
+    weights: Weights = None,
 ) -> None:
     """Convert a checkpoint to Orbax's format, which loads fast and can be sharded."""
     from jaxinfer.checkpoint import convert
 
-    convert(source, destination, dtype or "float32")
+    convert(source, destination, dtype or "float32", weights)
 
 
 @app.command("export")

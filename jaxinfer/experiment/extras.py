@@ -31,7 +31,7 @@ def constraint(model: Any, spec: ConstraintSpec) -> jaxinfer.Constraint:
 
 def _draft(model: Any, source: str, spec: ExtraSpec) -> Any:
     dtype = spec.dtype or model.dtype
-    same = spec.source == source and dtype == model.dtype
+    same = spec.source == source and dtype == model.dtype and model.weights is None
     draft = dataclasses.replace(model, extras={}) if same else jaxinfer.load(spec.source, dtype=dtype)
     return draft if spec.layers is None else keep_layers(draft, spec.layers)
 

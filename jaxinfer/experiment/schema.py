@@ -26,6 +26,7 @@ from jaxinfer.errors import InputError
 from jaxinfer.experiment import merge, registry
 from jaxinfer.experiment.merge import Keys, Origin, show
 from jaxinfer.transform.context import KINDS, Kind
+from jaxinfer.transform.quantize import Format
 
 Config = TypeVar("Config")
 
@@ -55,12 +56,14 @@ class ContextSpec:
 class ModelSpec:
     """Which weights: a built-in name, a file, or a folder, as `jaxinfer.load` takes it; dtype null is its default.
 
+    `weights` is a format that they are rounded to, such as int8 or int4, see `transform.quantize`; null leaves them.
     `context` stretches what the model reads; null leaves it as it is.
     """
 
     source: str
     dtype: Literal["float32", "bfloat16"] | None = None
     context: ContextSpec | None = None
+    weights: Format | None = None
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 

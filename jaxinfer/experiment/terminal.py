@@ -20,16 +20,19 @@ from jaxinfer.experiment.prompts import load_prompts
 from jaxinfer.experiment.runner import Interrupted, run
 from jaxinfer.experiment.schema import ConstraintSpec, ExtraSpec, load_config
 from jaxinfer.experiment.script import read_text
+from jaxinfer.transform.quantize import check_format
 
 CHAT_HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
 
 stderr = Console(stderr=True, highlight=False)
 
 
-def load_model(source: str, dtype: str | None, draft: str | None = None):
+def load_model(source: str, dtype: str | None, draft: str | None = None, weights: str | None = None):
     """`jaxinfer.load` with a line on the terminal meanwhile; a draft model is attached."""
+    if weights is not None:
+        check_format(weights, "--weights: ")
     with stderr.status(f"loading {source}"):
-        model = jaxinfer.load(source, dtype)
+        model = jaxinfer.load(source, dtype, weights)
         return extras.attach(model, source, {"draft": ExtraSpec(draft)} if draft else {})
 
 
@@ -156,13 +159,15 @@ def _answer(model, turns: list[dict[str, str]], settings: dict[str, Any]) -> lis
     return [*turns, {"role": "assistant", "content": "".join(pieces)}]
 
 
-def perplexity(source: str, dtype: str | None, file: str, window: int, max_windows: int | None):
+def perplexity(
+    source: str, dtype: str | None, file: str, window: int, max_windows: int | None, weights: str | None = None
+):
     """Perplexity of a text file as it is: tokenized whole, in disjoint windows, the tail dropped. Raises InputError."""
     text = read_text(file, "--text")
     for option, value, least in (("--window", window, 2), ("--max-windows", max_windows, 1)):
         if value is not None and value < least:
             raise InputError(f"{option}: expected a whole number from {least}, got {value}")
-    model = load_model(source, dtype)
+    model = load_model(source, dtype, weights=weights)
     if model.tokenizer is None:
         raise InputError(f"--model: {source!r} has no tokenizer")
     tokens = model.tokenizer.encode(text)
@@ -196,7 +201,7 @@ def run_experiment(config_file: str, arguments: list[str], resume: bool) -> None
     if resume:
         folder = Path(folders[0]) if folders else results.newest_run(config)
         results.check_same(folder, config, [prompt.text for prompt in prompts])
-    model = load_model(config.model.source, config.model.dtype)
+    model = load_model(config.model.source, config.model.dtype, weights=config.model.weights)
     model = extras.attach(model, config.model.source, config.extras)
     try:
         folder = run(config, model, prompts, folder, stderr)

@@ -154,3 +154,21 @@ def format_of(params: Any) -> str | None:
     """The format of a model's quantized parameters, by its name in `transform.quantize.FORMATS`; None for arrays."""
     weight = params["embed"]["embedding"]
     return weight.format if is_quantized(weight) else None
+
+
+def to_plain(params: Any) -> Any:
+    """The tree with a dict of arrays in place of each QTensor: what a file holds."""
+
+    def plain(weight: Any) -> Any:
+        if not is_quantized(weight):
+            return weight
+        names = ("codes", "scale") if isinstance(weight, Int8) else ("codes", "scale", "minimum")
+        return {name: getattr(weight, name) for name in names}
+
+    return map_weights(plain, params)
+
+
+def from_plain(plain: Any, like: Any) -> Any:
+    """The way back from `to_plain`, given a tree with the QTensors in their places."""
+    rebuild = lambda weight, found: weight.replace(**found) if is_quantized(weight) else found  # noqa: E731
+    return jax.tree.map(rebuild, like, plain, is_leaf=is_quantized)
