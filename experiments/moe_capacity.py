@@ -114,7 +114,10 @@ def load(config: Config) -> tuple[jaxinfer.Model, np.ndarray] | None:
     text = (
         script.read_text(config.text, "text") if config.text else "\n".join(p.text for p in load_prompts(PromptSpec()))
     )
-    model = extended(jaxinfer.load(config.model.source, dtype=config.model.dtype or "float32", weights=config.model.weights), config.model)
+    model = extended(
+        jaxinfer.load(config.model.source, dtype=config.model.dtype or "float32", weights=config.model.weights),
+        config.model,
+    )
     if model.tokenizer is None:
         raise InputError(f"model.source: {config.model.source!r} has no tokenizer")
     for experts in config.experts:

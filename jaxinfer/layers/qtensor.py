@@ -53,7 +53,7 @@ class Int8:
 
 @struct.dataclass
 class Int4:
-    """codes u8[..., *out, P / 2], scale and minimum f32[..., *out, P / group]; P: all inputs, padded to whole groups."""
+    """codes u8[..., *out, P / 2], scale and minimum f32[..., *out, P / group]; P: inputs, padded to whole groups."""
 
     codes: jax.Array
     scale: jax.Array

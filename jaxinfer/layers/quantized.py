@@ -1,11 +1,11 @@
 """Products with quantized weights: weight-only int8 and int4, and int8 times int8. Chosen statically from the shape.
 
-What a CPU does was measured (docs/cpu.md). XLA writes a converted copy of the weights before a product with them, so
-what counts is how large that copy is, or that there is none:
+On a CPU, XLA makes a converted copy of the weights before a product with them, so what counts is how large that copy
+is, or that there is none:
 
-- int8, one row or two: activations as the sum of three int8 digits of falling scale. The digits are rows of one product of
-  integers, which reads the codes as they are; its sums are exact, so that a token's result does not depend on how many
-  tokens are beside it. What three digits leave of an activation is below 2^-23 of the largest in its row.
+- int8, one row or two: activations as the sum of three int8 digits of falling scale. The digits are rows of one product
+  of integers, which reads the codes as they are. What three digits leave of an activation is below 2^-23 of the largest
+  in its row.
 - W8A8: the first of these digits alone.
 - int8 for more rows, and int4: converted to float32, no more than `BLOCK` outputs at a time.
 """

@@ -50,7 +50,7 @@ def quantize_params(params: dict[str, Any], format: str) -> dict[str, Any]:
         name = "/".join(entry.key for entry in path)
         if not any(kind.fullmatch(name) for kind in (_EMBEDDINGS, _KERNELS, _EXPERTS)):
             return leaf
-        n_in = 2 if name.endswith("/attention/o/kernel") or name.endswith("/mixer/o/kernel") else 1
+        n_in = 2 if name.endswith(("/attention/o/kernel", "/mixer/o/kernel")) else 1
         if format in ("int8", "w8a8"):
             return _int8(leaf, n_in, format == "w8a8")
         return _int4(leaf, int(format.partition("-")[2] or 32), n_in)
