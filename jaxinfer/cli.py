@@ -247,11 +247,12 @@ def _convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="What `generate --model` takes.")],
     destination: Annotated[str, typer.Argument(metavar="DST", help="A new folder, in Orbax's format.")],
     dtype: Dtype = None,
+    weights: Weights = None,
 ) -> None:
     """Convert a checkpoint to Orbax's format, which loads fast and can be sharded."""
     from jaxinfer.checkpoint import convert
 
-    convert(source, destination, dtype or "float32")
+    convert(source, destination, dtype or "float32", weights)
 
 
 @app.command("export")

@@ -1,5 +1,6 @@
 """Writes a model as a Hugging Face folder: config.json, safetensors in shards, the tokenizer."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,17 @@ SHARD_BYTES = 4 << 30
 def export(source: str | Path, destination: str | Path, dtype: Any = None) -> None:
     """Load a model from any source and write it as a folder that transformers loads; `dtype` None is float32.
 
+    Quantized weights are written as the numbers that they stand for.
+
     Raises InputError as loading does, and if the destination exists or cannot be written.
     """
     from jaxinfer.checkpoint import load_checkpoint
+    from jaxinfer.transform.quantize import dequantize_params
 
     refuse_existing(destination)  # before the long part
-    save_folder(load_checkpoint(source, dtype or "float32"), destination)
+    found = load_checkpoint(source, dtype or "float32")
+    params = dequantize_params(found.params, dtype or "float32")
+    save_folder(dataclasses.replace(found, params=params), destination)
 
 
 def save_folder(checkpoint: "Checkpoint", path: str | Path, shard_bytes: int = SHARD_BYTES) -> None:

@@ -22,6 +22,7 @@ from jaxinfer.checkpoint.huggingface import read_backend, read_json
 from jaxinfer.checkpoint.tokenizer import Tokenizer, TokenizerSettings
 from jaxinfer.config import ModelConfig
 from jaxinfer.errors import InputError
+from jaxinfer.layers.qtensor import format_of, from_plain, to_plain
 from jaxinfer.model import abstract_params
 
 if TYPE_CHECKING:
@@ -71,12 +72,14 @@ def _write(checkpoint: "Checkpoint", folder: Path) -> None:
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder / "params", checkpoint.params)
+        checkpointer.save(folder / "params", to_plain(checkpoint.params))
         checkpointer.wait_until_finished()
+    format = format_of(checkpoint.params)
     manifest = {
         "format": _FORMAT,
         "name": checkpoint.name,
-        "dtype": str(checkpoint.params["embed"]["embedding"].dtype),
+        "dtype": "float32" if format else str(checkpoint.params["embed"]["embedding"].dtype),
+        "weights": format,
         "config": config_to_json(checkpoint.config),
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
@@ -86,15 +89,25 @@ def _write(checkpoint: "Checkpoint", folder: Path) -> None:
         (folder / "tokenizer_settings.json").write_text(settings, encoding="utf-8")
 
 
-def convert(source: str | Path, destination: str | Path, dtype: Any = None) -> None:
+def convert(source: str | Path, destination: str | Path, dtype: Any = None, weights: str | None = None) -> None:
     """Load a model from any source and save it as a folder of this format; `dtype` None is float32.
+
+    weights: a format of `transform.quantize` to round the weights to.
 
     Raises InputError as loading and saving do.
     """
     from jaxinfer.checkpoint import load_checkpoint
+    from jaxinfer.transform.quantize import check_format, quantize_params
 
+    if weights is not None:
+        check_format(weights)
     refuse_existing(destination)  # before the long part
-    save(load_checkpoint(source, dtype or "float32"), destination)
+    found = load_checkpoint(source, dtype or "float32")
+    if weights is not None and weights != (has := format_of(found.params)):
+        if has:
+            raise InputError(f"{source}: has {has} weights already")
+        found = dataclasses.replace(found, params=quantize_params(found.params, weights))
+    save(found, destination)
 
 
 def load(path: Path, dtype: Any, place: Place) -> tuple[ModelConfig, dict, Tokenizer | None, str]:
@@ -109,14 +122,20 @@ def load(path: Path, dtype: Any, place: Place) -> tuple[ModelConfig, dict, Token
         config = config_from_json(manifest["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path / MANIFEST}: the configuration does not fit: {error}") from None
-    params = _read_params(path, config, dtype, place)
+    params = _read_params(path, config, dtype, place, manifest.get("weights"))
     return config, params, _read_tokenizer(path), str(manifest.get("name", path.name))
 
 
-def _read_params(path: Path, config: ModelConfig, dtype: Any, place: Place) -> dict:
+def _read_params(path: Path, config: ModelConfig, dtype: Any, place: Place, weights: str | None) -> dict:
     import orbax.checkpoint as ocp
 
-    wanted = flatten(abstract_params(config, dtype))
+    from jaxinfer.transform.quantize import check_format, quantize_params
+
+    tree = abstract_params(config, dtype)
+    if weights is not None:
+        check_format(weights, f"{path / MANIFEST}: weights ")
+        tree = jax.eval_shape(lambda params: quantize_params(params, weights), tree)
+    wanted = flatten(to_plain(tree))
     with ocp.PyTreeCheckpointer() as checkpointer:
         try:
             found = flatten(_shapes(checkpointer, path / "params"))
@@ -129,7 +148,7 @@ def _read_params(path: Path, config: ModelConfig, dtype: Any, place: Place) -> d
         except Exception as error:
             raise InputError(f"{path / 'params'}: is damaged: {error}") from None
     leaves = flatten(params)
-    return unflatten({name: jax.block_until_ready(place(leaves.pop(name))) for name in wanted})
+    return from_plain(unflatten({name: jax.block_until_ready(place(leaves.pop(name))) for name in wanted}), tree)
 
 
 def _read_tokenizer(path: Path) -> Tokenizer | None:

@@ -155,3 +155,21 @@ def format_of(params: Any) -> str | None:
     weights = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_quantized)[0]
     found = {path[0].key != "embed": weight.format for path, weight in weights if is_quantized(weight)}
     return found.get(True, found.get(False))
+
+
+def to_plain(params: Any) -> Any:
+    """The tree with a dict of arrays in place of each QTensor: what a file holds."""
+
+    def plain(weight: Any) -> Any:
+        if not is_quantized(weight):
+            return weight
+        names = ("codes", "scale") if isinstance(weight, Int8) else ("codes", "scale", "minimum")
+        return {name: getattr(weight, name) for name in names}
+
+    return map_weights(plain, params)
+
+
+def from_plain(plain: Any, like: Any) -> Any:
+    """The way back from `to_plain`, given a tree with the QTensors in their places."""
+    rebuild = lambda weight, found: weight.replace(**found) if is_quantized(weight) else found  # noqa: E731
+    return jax.tree.map(rebuild, like, plain, is_leaf=is_quantized)

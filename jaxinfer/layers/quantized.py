@@ -1,13 +1,13 @@
 """Products with quantized weights: weight-only int8 and int4, and int8 times int8. Chosen statically from the shape.
 
-What a CPU does was measured (docs/cpu.md). XLA writes a converted copy of the weights before a product with them, so
-what counts is how large that copy is, or that there is none:
+On a CPU, XLA makes a converted copy of the weights before a product with them, so what counts is how large that copy
+is, or that there is none:
 
-- int8, a few rows: activations as the sum of three int8 digits of falling scale. The digits are rows of one product of
-  integers, which reads the codes as they are; its sums are exact, so that a token's result does not depend on how many
-  tokens are beside it. What three digits leave of an activation is below 2^-23 of the largest in its row.
+- int8, one row or two: activations as the sum of three int8 digits of falling scale. The digits are rows of one product
+  of integers, which reads the codes as they are. What three digits leave of an activation is below 2^-23 of the largest
+  in its row.
 - W8A8: the first of these digits alone.
-- int4, and int8 for many rows: converted to float32, no more than `BLOCK` outputs at a time.
+- int8 for more rows, and int4: converted to float32, no more than `BLOCK` outputs at a time.
 """
 
 import math
@@ -22,20 +22,22 @@ from jaxinfer.sharding.rules import platform
 
 BLOCK = 4096  # outputs that are converted at once: a head as a whole would be a copy of 100 MB and more
 DIGITS = 3
+ROWS_BY_DIGITS = 2
 
 
 def quantized_product(x: jax.Array, weight: QTensor, few: bool) -> jax.Array:
     """x[rows, in] times a QTensor [*out, *in] -> float32[rows, out]. `few`: as many rows as a decode step has."""
-    width = x.shape[1]
+    rows, width = x.shape
     if isinstance(weight, Int8):
         codes, scale = weight.codes.reshape(-1, width), weight.scale.reshape(-1)
         if weight.activations:
             return _by_digits(x.astype(jnp.float32), codes, 1) * scale
         if platform() != "cpu":
             return _dot(x, codes.astype(x.dtype)) * scale
-        if few:
-            return _by_digits(x.astype(jnp.float32), codes, DIGITS) * scale
-        return _in_blocks(lambda c: _dot(x.astype(jnp.float32), c.astype(jnp.float32)), codes) * scale
+        x = x.astype(jnp.float32)
+        if rows <= ROWS_BY_DIGITS:
+            return _by_digits(x, codes, DIGITS) * scale
+        return _in_blocks(lambda c: _dot(x, c.astype(jnp.float32), few=few), codes) * scale
     flat = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), weight)
     half = flat.codes.shape[-1]
     x = jnp.pad(x, ((0, 0), (0, 2 * half - width)))
@@ -44,12 +46,14 @@ def quantized_product(x: jax.Array, weight: QTensor, few: bool) -> jax.Array:
 
     def product(part: Int4) -> jax.Array:
         low, high = (y.astype(x.dtype) for y in part.halves())
-        return _dot(x[:, :half], low) + _dot(x[:, half:], high)
+        return _dot(x[:, :half], low, few=few) + _dot(x[:, half:], high, few=few)
 
     return _in_blocks(product, flat) if platform() == "cpu" else product(flat)
 
 
-def _dot(x: jax.Array, w: jax.Array, out: Any = jnp.float32) -> jax.Array:
+def _dot(x: jax.Array, w: jax.Array, out: Any = jnp.float32, few: bool = False) -> jax.Array:
+    if few and len(x) > 1 and platform() == "cpu":  # the weight on the left: see `linear`
+        return jax.lax.optimization_barrier(_dot(w, x, out)).T
     return jax.lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=out)
 
 
@@ -75,7 +79,7 @@ def _by_digits(x: jax.Array, codes: jax.Array, count: int) -> jax.Array:
     flat = parts.reshape(-1, x.shape[-1])
     if len(flat) == 1:  # the library of products takes two rows or more
         flat = jnp.concatenate([flat, flat])
-    sums = _dot(flat, codes, jnp.int32)[: count * len(x)]
+    sums = _dot(flat, codes, jnp.int32, few=len(flat) <= 64)[: count * len(x)]
     return jnp.sum(sums.reshape(count, len(x), -1).astype(jnp.float32) * scales, axis=0)
 
 

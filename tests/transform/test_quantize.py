@@ -9,6 +9,7 @@ import pytest
 import jaxinfer
 from jaxinfer import InputError, Lookup, Model, SelfSpeculative
 from jaxinfer.analysis.quality import token_nll
+from jaxinfer.checkpoint import Checkpoint, export, save_checkpoint
 from jaxinfer.config import MoE
 from jaxinfer.layers.qtensor import is_quantized
 from jaxinfer.transform.quantize import FORMATS, dequantize_params, quantize_weights
@@ -91,6 +92,23 @@ def test_a_real_model_says_about_the_same(smollm2, prose):
     again = plain(models["int4"]).params["segment_0"]
     for found, expected in zip(jax.tree.leaves(again), jax.tree.leaves(smollm2.params["segment_0"]), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(np.asarray(expected)).max())
+
+
+def test_folders_keep_the_codes_and_exports_the_numbers(tiny_llama, tmp_path, ragged):
+    model = quantize_weights(tiny_llama, "int4-64")
+    save_checkpoint(Checkpoint(model.config, model.params, None, "tiny"), tmp_path / "kept")
+    again = jaxinfer.load(str(tmp_path / "kept"), dtype="float32")
+    assert again.weights == "int4-64"
+    assert jax.tree.structure(again.params) == jax.tree.structure(model.params)
+    for found, expected in zip(jax.tree.leaves(again.params), jax.tree.leaves(model.params), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(InputError, match="tiny has int4-64 weights already"):
+        jaxinfer.load(str(tmp_path / "kept"), dtype="float32", weights="int8")
+    export(tmp_path / "kept", tmp_path / "exported")
+    tokens = np.array(ragged((9, 9)))
+    exported = jaxinfer.load(str(tmp_path / "exported"), dtype="float32")
+    assert exported.weights is None
+    np.testing.assert_allclose(exported.logits(tokens), plain(model).logits(tokens), atol=1e-5)
 
 
 def test_bad_formats_are_one_line(tiny_llama):
