@@ -1,10 +1,12 @@
 """Comparing the speed of two things on a machine that is not quiet: in turn, and by ratios within a round."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+SWEEP = 1 << 29  # bytes: many times what processors keep close
 REST = 0.2  # seconds between measurements: threads of a pool spin for a while before they sleep
 
 Measure = Callable[[], float]  # measures once, and gives seconds
@@ -28,6 +30,27 @@ class Comparison:
     def ratio(self) -> float:
         """The median of the ratios."""
         return statistics.median(self.ratios)
+
+
+def read_bandwidth(rounds: int = 9) -> float:
+    """Bytes a second that a program reads which does nothing else: the best of `rounds` sums over half a gigabyte.
+
+    Two forms, because compilers do not make both as fast everywhere: a sum, and products of matrices with a vector.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    cores = os.cpu_count() or 1
+    x = jnp.ones((cores, SWEEP // 4 // cores // 4096, 4096), jnp.float32)
+    vector = jnp.ones((cores, 4096), jnp.float32)
+    best = 0.0
+    for form in (jax.jit(lambda x, y: jnp.sum(x)), jax.jit(lambda x, y: jnp.einsum("cns,cs->cn", x, y))):
+        jax.block_until_ready(form(x, vector))
+        for _ in range(rounds):
+            start = time.perf_counter()
+            jax.block_until_ready(form(x, vector))
+            best = max(best, x.nbytes / (time.perf_counter() - start))
+    return best
 
 
 def alternate(

@@ -3,9 +3,9 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from jaxinfer.model import Output
 
 if TYPE_CHECKING:
     from jaxinfer.api import Model
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -54,23 +56,32 @@ def step_seconds(
 
     Every row has `live` tokens in the cache at the beginning, and `steps` more after each round.
     """
-    rng = np.random.default_rng(0)
-    prompts = rng.integers(0, model.config.vocab_size, (batch, live)).tolist()
-    chosen = model.default_policy(policy)
-    running = {}
-    for width in dict.fromkeys(widths):
-        limits, seeds = [steps * (rounds + 2)] * batch, [0] * batch
-        running[width] = Generation(
-            model.target, prompts, limits, Still(width), chosen, Sampling(), seeds, (), logprobs=False
-        )
-        running[width].advance(1)
-    found: dict[int, list[float]] = {width: [] for width in running}
+    running = {
+        width: standing(model, width, batch, live, steps * (rounds + 2), policy) for width in dict.fromkeys(widths)
+    }
+    return {width: statistics.median(seconds) for width, seconds in in_turn(running, rounds, steps).items()}
+
+
+def standing(
+    model: "Model", width: int, batch: int, live: int, most: int, policy: CachePolicy | None = None
+) -> Generation:
+    """A generation whose rows have `live` tokens in the cache, compiled and ready for `most` steps of this width."""
+    prompts = np.random.default_rng(0).integers(0, model.config.vocab_size, (batch, live)).tolist()
+    chosen, limits, seeds = model.default_policy(policy), [most] * batch, [0] * batch
+    generation = Generation(model.target, prompts, limits, Still(width), chosen, Sampling(), seeds, (), logprobs=False)
+    generation.advance(1)
+    return generation
+
+
+def in_turn(running: Mapping[Key, Generation], rounds: int, steps: int) -> dict[Key, list[float]]:
+    """Seconds of a step of each generation, one value a round, in which they take turns."""
+    found: dict[Key, list[float]] = {key: [] for key in running}
     for _ in range(rounds):
-        for width, generation in running.items():
+        for key, generation in running.items():
             start = time.perf_counter()
             generation.advance(steps)
-            found[width].append((time.perf_counter() - start) / steps)
-    return {width: statistics.median(seconds) for width, seconds in found.items()}
+            found[key].append((time.perf_counter() - start) / steps)
+    return found
 
 
 def propose_seconds(
