@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxinfer.api import Model, Result, Stream, load
+    from jaxinfer.api import Model, Result, load
     from jaxinfer.cache import POLICIES, Cache, CachePolicy, Dense, Paged, Quantized, Window
     from jaxinfer.config import LayerKind, ModelConfig, Rope, RopeScaling, Segment
     from jaxinfer.decoding import (
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     )
     from jaxinfer.errors import InputError
     from jaxinfer.stats import Stats
+    from jaxinfer.streaming import Stream
 
 __version__ = "0.1.0"
 
@@ -97,7 +98,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "jaxinfer.api": ("Model", "Result", "Stream", "load"),
+    "jaxinfer.api": ("Model", "Result", "load"),
     "jaxinfer.cache": ("POLICIES", "Cache", "CachePolicy", "Dense", "Paged", "Quantized", "Window"),
     "jaxinfer.config": ("LayerKind", "ModelConfig", "Rope", "RopeScaling", "Segment"),
     "jaxinfer.decoding": (
@@ -133,6 +134,7 @@ _HOMES = {
     ),
     "jaxinfer.errors": ("InputError",),
     "jaxinfer.stats": ("Stats",),
+    "jaxinfer.streaming": ("Stream",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -27,6 +27,7 @@ from jaxinfer.programs import enable_compilation_cache
 from jaxinfer.shapes import shape_of
 from jaxinfer.sharding import DATA_TENSOR, Rules, Sharding
 from jaxinfer.stats import Stats
+from jaxinfer.streaming import Stream, before_stop
 from jaxinfer.target import Target
 
 Prompt = str | Sequence[int]
@@ -143,9 +144,7 @@ class Model:
             generation.run()
         return self._result(generation, stops)
 
-    def stream(
-        self, prompt: Prompt, *, steps_per_piece: int = 1, stop: str | Sequence[str] = (), **options
-    ) -> "Stream":
+    def stream(self, prompt: Prompt, *, steps_per_piece: int = 1, stop: str | Sequence[str] = (), **options) -> Stream:
         """Continue one prompt, text piece by piece. Takes the options of `generate`."""
         self._need_tokenizer("stream")
         defaults: dict[str, Any] = {"max_new_tokens": 64, "method": None, "policy": None, "sampling": None}
@@ -154,7 +153,7 @@ class Model:
         if unknown:
             raise InputError(f"stream has no option {sorted(unknown)[0]!r}: it takes {', '.join(defaults)}, stop")
         generation = self._start([prompt], **{**defaults, **options})
-        return Stream(self, generation, (stop,) if isinstance(stop, str) else tuple(stop), steps_per_piece)
+        return Stream(self.tokenizer, generation, (stop,) if isinstance(stop, str) else tuple(stop), steps_per_piece)
 
     def logits(self, tokens: Any) -> jax.Array:
         """tokens int[B, T] -> float32[B, T, V]: column t speaks about the token at t + 1."""
@@ -222,7 +221,7 @@ class Model:
                     tokens[row] = ids[:cut]
                     if logprobs:
                         logprobs[row] = logprobs[row][:cut]
-            texts = [_before_stop(self.tokenizer.decode(ids), stops) for ids in tokens]
+            texts = [before_stop(self.tokenizer.decode(ids), stops) for ids in tokens]
         return Result(tokens, texts, logprobs, generation.stats(), generation.hypotheses())
 
     def _find_stop(self, ids: list[int], stops: tuple[str, ...]) -> int | None:
@@ -245,49 +244,6 @@ class Model:
         if low < 0 or high >= self.config.vocab_size:
             wrong = low if low < 0 else high
             raise InputError(f"{name} holds token id {wrong}: ids go from 0 to {self.config.vocab_size - 1}")
-
-
-class Stream:
-    """Pieces of text as they are generated. `stats` and `tokens` hold what has been generated so far."""
-
-    def __init__(self, model: Model, generation: Generation, stops: tuple[str, ...], steps_per_piece: int):
-        self._model, self._generation, self._stops = model, generation, stops
-        self._pieces = self._produce(steps_per_piece)
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    @property
-    def tokens(self) -> list[int]:
-        return self._generation.rows()[0]
-
-    @property
-    def stats(self) -> Stats:
-        return self._generation.stats()
-
-    def _produce(self, steps: int) -> Iterator[str]:
-        from jaxinfer.checkpoint.tokenizer import StreamDecoder
-
-        decoder, held, fed = StreamDecoder(self._model.tokenizer), "", 0
-        while not self._generation.done.all():
-            self._generation.advance(steps)
-            new = self.tokens[fed:]
-            fed += len(new)
-            held += decoder.feed(new)
-            if any(s in held for s in self._stops):
-                self._generation.finish(0)
-                yield _before_stop(held, self._stops)
-                return
-            # What may be the beginning of a stop string waits for what follows.
-            keep = max((n for s in self._stops for n in range(len(s)) if n and held.endswith(s[:n])), default=0)
-            piece, held = held[: len(held) - keep], held[len(held) - keep :]
-            if piece:
-                yield piece
-        if rest := held + decoder.finish():
-            yield _before_stop(rest, self._stops)
 
 
 def load(source: str, dtype: str | None = None, weights: str | None = None) -> Model:
@@ -326,8 +282,3 @@ def _per_row(value: Any, batch: int, name: str, least: int) -> list[int]:
         if isinstance(x, bool) or not isinstance(x, (int, np.integer)) or x < least:
             raise InputError(f"{name}={x!r} must be a whole number, {least} or above")
     return [int(x) for x in values]
-
-
-def _before_stop(text: str, stops: Sequence[str]) -> str:
-    """The text before the first stop string in it."""
-    return text[: min((text.find(s) for s in stops if s in text), default=len(text))]

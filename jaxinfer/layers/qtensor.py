@@ -171,5 +171,8 @@ def to_plain(params: Any) -> Any:
 
 def from_plain(plain: Any, like: Any) -> Any:
     """The way back from `to_plain`, given a tree with the QTensors in their places."""
-    rebuild = lambda weight, found: weight.replace(**found) if is_quantized(weight) else found  # noqa: E731
+
+    def rebuild(weight: Any, found: Any) -> Any:
+        return weight.replace(**found) if is_quantized(weight) else found
+
     return jax.tree.map(rebuild, like, plain, is_leaf=is_quantized)
