@@ -9,7 +9,8 @@ first real score multiplies it by exp(FLOOR - top) = 0. So no weight has to be m
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,8 +98,35 @@ def fold_cached(
     """
     slots = store.pos.shape[1]
     page = 1 if store.pages is None else slots // store.pages.shape[1]
-    wide = q_pos.shape[1] >= QUERY_BLOCK // 2 and slots % WIDE_BLOCK == 0
-    size = max(min(WIDE_BLOCK if wide else BLOCK, slots), page)
+    some = partial(_fold_blocks, q, store, layer, q_pos, visible, decode, scoring)
+    small, large = (max(min(size, slots), page) for size in (BLOCK, WIDE_BLOCK))
+    if slots % large or slots == large:
+        large = small
+    if q_pos.shape[1] >= QUERY_BLOCK // 2:
+        return some(running, large, 0, (extent + large - 1) // large)
+    # A few queries are done with a small block before the next one is at hand: large ones, as far as they are full.
+    full = extent // large if large > small else 0
+    if large > small:
+        running = some(running, large, 0, full)
+    return some(running, small, full * (large // small), (extent + small - 1) // small)
+
+
+def _fold_blocks(
+    q: jax.Array,
+    store: Store,
+    layer: jax.Array,
+    q_pos: jax.Array,
+    visible: Visible,
+    decode: Decode,
+    scoring: Scoring,
+    running: Running,
+    size: int,
+    begin: Any,
+    end: Any,
+) -> Running:
+    """Blocks of `size` slots of one layer, from number `begin` to before `end`."""
+    slots = store.pos.shape[1]
+    page = 1 if store.pages is None else slots // store.pages.shape[1]
 
     def block(i, running):
         def read(stored):
@@ -117,7 +145,7 @@ def fold_cached(
         adjust = _adjustment(scoring, (q_pos, kv_pos))
         return _fold(running, q, k, v, visible(q_pos[:, :, None], kv_pos[:, None, :]), adjust)
 
-    return jax.lax.fori_loop(0, (extent + size - 1) // size, block, running)
+    return jax.lax.fori_loop(begin, end, block, running)
 
 
 def _values(k: jax.Array, v: jax.Array, scoring: Scoring) -> jax.Array:

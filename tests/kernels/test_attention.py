@@ -10,10 +10,10 @@ from cases import tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxinfer.cache.store import BLOCK, Store, causal, extent
+from jaxinfer.cache.store import BLOCK, Store, causal, extent, round_up
 from jaxinfer.config import LayerKind
 from jaxinfer.kernels.contract import Partial, fold_heads, merge, unfold_heads
-from jaxinfer.kernels.xla import attend, cached_partial, fresh_partial
+from jaxinfer.kernels.xla import WIDE_BLOCK, attend, cached_partial, fresh_partial
 
 LAYERS, LAYER = 3, 1
 GROUPS = [(9, 3), (4, 1), (32, 8), (5, 5)]  # query heads, key/value heads
@@ -121,6 +121,18 @@ def test_cached_part_of_wide_steps(tokens, slots):
     """Many queries read larger blocks, where the store holds a whole number of those."""
     case = Case((4, 2), 64, tokens, (0, 1, 511, 512, 300), slots, window=400)
     check(case.cached(), case.slow_cached())
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize(
+    "longest", [511, 512, 513, 1279, 1530]
+)  # large blocks as far as they are full, then small ones
+def test_cached_part_of_long_texts(tokens, longest):
+    case = Case((6, 2), 16, tokens, (0, 1, 300, longest), slots=3 * WIDE_BLOCK)
+    expected, behind = case.slow_cached(), round_up(int(extent(case.store)))
+    unread = (x.at[:, :, :, behind:].set(jnp.nan) for x in (case.store.k, case.store.v))
+    case.store = Store(*unread, case.store.pos)
+    check(case.cached(), expected)
 
 
 def test_no_block_behind_the_slots_in_use_is_read():
