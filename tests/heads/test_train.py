@@ -265,7 +265,7 @@ def test_the_command_trains_what_the_config_says(model, tmp_path, monkeypatch, c
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
     small = ["data.samples=1", "data.batch=12", "training.steps=4", "training.batch=16", f"data.prompts={prompts}"]
     file = write(tmp_path, draft_vocab=97, count=2)
-    monkeypatch.setattr("jaxinfer.experiment.terminal.load_model", lambda source, dtype: model)
+    monkeypatch.setattr("jaxinfer.experiment.terminal.load_model", lambda source, dtype, weights: model)
     monkeypatch.setattr("sys.argv", ["jaxinfer", "train", "heads", file, *small])
     with pytest.raises(SystemExit) as caught:
         cli.main()
