@@ -44,7 +44,8 @@ def _formulation(x: jax.Array, n_out: int) -> tuple[Callable[[Any], jax.Array], 
 
     - one row: a batch of matrix-vector products, one for each core, because the compiler leaves small ones to one core;
     - a few rows: the weights on the left. The compiler packs the right operand anew in every call, which had better be
-      the small one. The barrier keeps it from undoing the exchange;
+      the small one. The barrier keeps it from undoing the exchange. Five rows cost more than eight, nine more than
+      sixteen, so above four there are always whole eights;
     - many rows: as it is written.
     """
     rows, width = x.shape
@@ -55,7 +56,9 @@ def _formulation(x: jax.Array, n_out: int) -> tuple[Callable[[Any], jax.Array], 
     if platform() != "cpu" or rows > FEW_ROWS:
         return lambda w: dot(x, w.reshape(n_out, width), ((1,), (1,))), lambda y: y
     if rows > 1:
-        return lambda w: dot(w.reshape(n_out, width), x, ((1,), (1,))), lambda y: jax.lax.optimization_barrier(y).T
+        whole = jnp.pad(x, ((0, -rows % 8 if rows > 4 else 0), (0, 0)))
+        finish = lambda y: jax.lax.optimization_barrier(y).T[:rows]  # noqa: E731
+        return lambda w: dot(w.reshape(n_out, width), whole, ((1,), (1,))), finish
     parts = math.gcd(n_out, CORES)
     each = jnp.broadcast_to(x, (parts, width))
     return lambda w: dot(w.reshape(parts, -1, width), each, ((2,), (1,)), ((0,), (0,))), lambda y: y.reshape(1, n_out)
