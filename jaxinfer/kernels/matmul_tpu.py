@@ -1,0 +1,156 @@
+"""Products with weight-only int8 and int4 for TPU (Mosaic), for the few rows of a decode step.
+
+A grid step brings a block of outputs with all of its inputs into VMEM, and multiplies it by x in chunks. Codes become
+bfloat16 on the way to the matrix unit, exactly: what 16 bits would lose is only x's own. Scales meet the sums in
+float32, an output's whole sum in int8, a group's in int4. For the latter the rows of x stand once for each group
+of a chunk, zero outside of it, so that one pass of the chunk's codes through the matrix unit gives the sums of all its
+groups apart: few rows leave that unit waiting for weights in any case. Folded into the weights instead, a scale would
+cost a multiplication a weight, and the rounding of the result.
+
+    y[r, n] = sum over groups g: scale[n, g] * (sum over k in g: code[n, k] x[r, k]) + minimum[n, g] * (sum of x[r, k])
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from jaxinfer.kernels import blocks
+from jaxinfer.layers.qtensor import Int4, Int8, QTensor
+
+LANES = 128
+BUDGET = 24 << 20  # bytes of VMEM for blocks, twice: the next one is on its way
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Block sizes of one call."""
+
+    outputs: int  # a grid step
+    depth: int  # inputs, or bytes of int4, that are widened at a time
+
+    @staticmethod
+    def of(rows: int, weight: QTensor, width: int) -> "Plan":
+        """The table's sizes, with no more outputs than there are or than fit into VMEM."""
+        n_out = math.prod(weight.codes.shape[1:-1])
+        sizes = blocks.sizes("tpu", "matmul", f"{weight.format} {8 if rows <= 8 else 64}")
+        stored = sum(a.dtype.itemsize * math.prod(a.shape) for a in jax.tree.leaves(weight)) // math.prod(
+            weight.codes.shape[:-1]
+        )  # bytes of one output
+        most = max(LANES, (BUDGET - 2 * 4 * rows * width) // (2 * stored) // LANES * LANES)
+        return Plan(min(sizes["outputs"], most, _round_up(n_out, LANES)), sizes["depth"])
+
+
+def product(
+    x: jax.Array, weight: QTensor, layer: jax.Array, plan: Plan | None = None, interpret: Any = False
+) -> jax.Array:
+    """x[rows, in] times layer i32[] of a stack [L, *out, *in] -> float32[rows, out]. x: bfloat16 or float32."""
+    n, width = x.shape
+    plan = plan or Plan.of(n, weight, width)
+    rows = _round_up(n, 32 // x.dtype.itemsize)
+    x = jnp.pad(x, ((0, rows - n), (0, 0)))
+    run = _int8 if isinstance(weight, Int8) else _int4
+    return run(x, weight, jnp.asarray(layer, jnp.int32).reshape(1), plan, interpret)[:n]
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _call(body: Any, name: str, layer: jax.Array, x: list[jax.Array], stacks: list[jax.Array], block: int, interpret):
+    """The grid over outputs: x's arrays whole, and `block` outputs of stacks [L, out, ...] a step."""
+    rows, (_, n_out, *_) = x[0].shape[0], stacks[0].shape
+    return pl.pallas_call(
+        body,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(pl.cdiv(n_out, block),),
+            in_specs=[
+                *(pl.BlockSpec(a.shape, lambda n, layer: (0, 0)) for a in x),
+                *(pl.BlockSpec((None, block, a.shape[2]), lambda n, layer: (layer[0], n, 0)) for a in stacks),
+            ],
+            out_specs=pl.BlockSpec((rows, block), lambda n, layer: (0, n)),
+        ),
+        out_shape=jax.ShapeDtypeStruct((rows, n_out), jnp.float32),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=64 << 20),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * rows * n_out * x[0].shape[1],
+            transcendentals=0,
+            bytes_accessed=sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in stacks) + 4 * rows * n_out,
+        ),
+        interpret=interpret,
+        name=name,
+    )(layer, *x, *stacks)
+
+
+def _dot(x: jax.Array, w: jax.Array) -> jax.Array:
+    """[rows, in] times [out, in], summed in float32."""
+    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return lax.dot_general(x, w, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
+
+
+def _int8(x, weight: Int8, layer, plan: Plan, interpret) -> jax.Array:
+    stack, width = weight.codes.shape[0], x.shape[1]
+    codes = weight.codes.reshape(stack, -1, width)
+    y = _call(
+        functools.partial(_int8_kernel, depth=plan.depth), "int8_product", layer, [x], [codes], plan.outputs, interpret
+    )
+    scale = lax.dynamic_index_in_dim(weight.scale.reshape(stack, -1), layer[0], keepdims=False)
+    return y * scale
+
+
+def _int8_kernel(layer, x, codes, out, *, depth):
+    acc = jnp.zeros(out.shape, jnp.float32)
+    for start in range(0, x.shape[1], depth):
+        here = slice(start, min(start + depth, x.shape[1]))
+        acc += _dot(x[:, here], codes[:, here].astype(x.dtype))
+    out[...] = acc
+
+
+def _int4(x, weight: Int4, layer, plan: Plan, interpret) -> jax.Array:
+    stack, half = weight.codes.shape[0], weight.codes.shape[-1]
+    codes, scale, minimum = (a.reshape(stack, -1, a.shape[-1]) for a in (weight.codes, weight.scale, weight.minimum))
+    x = jnp.pad(x, ((0, 0), (0, 2 * half - x.shape[1])))
+    by_group = jnp.sum(x.reshape(len(x), -1, weight.group).astype(jnp.float32), axis=-1)
+    body = functools.partial(_int4_kernel, group=weight.group, depth=max(plan.depth, weight.group))
+    return _call(
+        body,
+        "int4_product",
+        layer,
+        [x[:, :half], x[:, half:], by_group],
+        [codes, scale, minimum],
+        plan.outputs,
+        interpret,
+    )
+
+
+def _int4_kernel(layer, low, high, by_group, codes, scale, minimum, out, *, group, depth):
+    rows, half = low.shape
+    acc = lax.dot_general(
+        by_group[...],
+        minimum[...],
+        (((1,), (1,)), ((), ())),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    by_output = scale[...].T  # [groups, block]
+    for start in range(0, half, depth):
+        here = slice(start, min(start + depth, half))
+        width = here.stop - start
+        packed = codes[:, here].astype(jnp.int32)
+        for x, nibbles, first in ((low, packed & 15, 0), (high, packed >> 4, half // group)):
+            first += start // group
+            groups = width // group
+            chunk = x[:, here]
+            lane = lax.div(lax.broadcasted_iota(jnp.int32, chunk.shape, 1), jnp.int32(group))
+            apart = jnp.concatenate([jnp.where(lane == g, chunk, 0) for g in range(groups)]) if groups > 1 else chunk
+            sums = _dot(apart, nibbles.astype(jnp.float32).astype(x.dtype))
+            for g in range(groups):
+                acc += sums[g * rows : (g + 1) * rows] * by_output[first + g : first + g + 1]
+    out[...] = acc
