@@ -22,13 +22,13 @@ CLASSES = {
     "attention": ("decode", "prefill"),
     "matmul": tuple(f"{name} {rows}" for name in ("int8", "int4", "int4-64", "int4-128") for rows in (8, 64)),
 }
-"""The classes of each kernel. Attention: up to 64 tokens a step, and more. Products: a format, and rows up to how many."""
+"""The classes of each kernel. Attention: up to 64 tokens a step, and more. Products: a format, and its most rows."""
 
 SIZES = {
     ("tpu", "attention"): ("rows", "block", "heads"),
     ("gpu", "attention"): ("block", "stages"),
     ("tpu", "matmul"): ("outputs", "depth"),
-    ("gpu", "matmul"): ("outputs", "depth"),
+    ("gpu", "matmul"): ("outputs", "stages"),
 }
 """The sizes of an entry, which each kernel explains."""
 

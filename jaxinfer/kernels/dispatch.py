@@ -158,11 +158,11 @@ def use(name: str, target: str | None = None, interpret: bool = False, of: str |
     """What is traced inside runs as `name`: "reference", "xla" or "pallas".
 
     That is all attention and the products of up to 64 rows with quantized weights, or one of them: `of` is "attention"
-    or "matmul". It is looked up while tracing: a function that `jax.jit` has traced before keeps what it was traced with. What a
-    `Model` runs is kept apart by it. target: "tpu" or "gpu", the platform to choose and compile for, where it is not
-    the one at hand. interpret: run the kernel step by step on any platform, to test it. An inner choice takes the place
-    of an outer one. Raises InputError for a name that there is not; a call that the choice cannot run raises one that
-    says what would.
+    or "matmul". It is looked up while tracing: a function that `jax.jit` has traced before keeps what it was traced
+    with. What a `Model` runs is kept apart by it. target: "tpu" or "gpu", the platform to choose and compile for, where
+    it is not the one at hand. interpret: run the kernel step by step on any platform, to test it. An inner choice takes
+    the place of an outer one. Raises InputError for a name that there is not; a call that the choice cannot run raises
+    one that says what would.
     """
     names = sorted({row.name for row in TABLE})
     if name not in names:

@@ -1,4 +1,7 @@
-"""Products with weight-only int8 and int4: the TPU kernel, interpreted on a CPU, against numpy in float64."""
+"""Products with weight-only int8 and int4: the kernels, interpreted on a CPU, against numpy in float64.
+
+JAX can interpret Mosaic GPU since 0.12; its wgmma become jnp products there (test_hopper.py).
+"""
 
 import warnings
 
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 import jaxinfer
 from jaxinfer import InputError
 from jaxinfer.kernels import dispatch, matmul, matmul_tpu
+from jaxinfer.kernels.gpu import plgpu
 from jaxinfer.layers.linear import matmul as linear
 from jaxinfer.layers.qtensor import quantize_int4, quantize_int8
 from jaxinfer.transform.quantize import quantize_weights
@@ -48,19 +52,19 @@ def activations(rows, inputs, dtype="float32", seed=1):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(rows, inputs)), dtype)
 
 
-def products(x, weight, outputs, **options):
+def products(x, weight, outputs, target="tpu"):
     """Of the kernel, and of the definition in x's dtype."""
 
     def run(name, **given):
         with dispatch.use(name, of="matmul", **given):
             return jax.jit(lambda x, w: linear(x, w, (outputs, x.shape[1]), layer=jnp.int32(LAYER)))(x, weight)
 
-    return run("pallas", target="tpu", interpret=True), run("reference")
+    return run("pallas", target=target, interpret=True), run("reference")
 
 
-def check(x, weight, outputs):
-    """float32: within 1e-5 of float64. bfloat16: at most twice the error that the definition makes in it."""
-    found, defined = products(x, weight, outputs)
+def check(x, weight, outputs, target="tpu"):
+    """float32: within 1e-5 of float64. 16 bits: at most twice the error that the definition makes in them."""
+    found, defined = products(x, weight, outputs, target)
     assert found.dtype == jnp.float32
     exact = truth(x, weight)
     error, own = (np.abs(np.asarray(y) - exact).max() / np.abs(exact).max() for y in (found, defined))
@@ -84,6 +88,22 @@ def check(x, weight, outputs):
 )
 def test_products_of_one_layer(name, rows, outputs, inputs, dtype):
     check(activations(rows, inputs, dtype), stack(name, outputs, inputs), outputs)
+
+
+@pytest.mark.skipif(not hasattr(plgpu, "InterpretGPUParams"), reason="this JAX cannot interpret Mosaic GPU")
+@pytest.mark.parametrize(
+    ("name", "rows", "outputs", "inputs", "dtype"),
+    [
+        ("int8", 1, 128, 768, "bfloat16"),
+        ("int8", 64, 64, 256, "float16"),
+        ("int4", 33, 128, 512, "bfloat16"),
+        ("int4", 5, 64, 2560, "float16"),  # ten chunks, through the ring more than once
+        ("int4-64", 2, 192, 256, "bfloat16"),
+        ("int4-128", 8, 64, 768, "bfloat16"),
+    ],
+)
+def test_products_on_hopper(name, rows, outputs, inputs, dtype):
+    check(activations(rows, inputs, dtype), stack(name, outputs, inputs), outputs, "gpu")
 
 
 @settings(max_examples=6, deadline=None, derandomize=True)
