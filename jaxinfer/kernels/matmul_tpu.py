@@ -25,6 +25,7 @@ from jaxinfer.kernels import blocks
 from jaxinfer.layers.qtensor import Int4, Int8, QTensor
 
 LANES = 128
+UNROLLED = 4  # chunks a turn of the loop over inputs
 BUDGET = 24 << 20  # bytes of VMEM for blocks, twice: the next one is on its way
 
 
@@ -63,9 +64,37 @@ def _round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def _call(body: Any, name: str, layer: jax.Array, x: list[jax.Array], stacks: list[jax.Array], block: int, interpret):
-    """The grid over outputs: x's arrays whole, and `block` outputs of stacks [L, out, ...] a step."""
-    rows, (_, n_out, *_) = x[0].shape[0], stacks[0].shape
+@dataclass(frozen=True)
+class Stack:
+    """Arrays of all layers, [L, out, ...], or with `across` [L, ..., out]: the kernel sees a block of one's outputs."""
+
+    array: jax.Array
+    across: bool = False
+
+    def spec(self, block: int) -> pl.BlockSpec:
+        layers, *shape = self.array.shape
+        at = (lambda layer: 0) if layers == 1 else (lambda layer: layer[0])
+        if self.across:
+            return pl.BlockSpec((None, shape[0], block), lambda n, layer: (at(layer), 0, n))
+        return pl.BlockSpec((None, block, shape[1]), lambda n, layer: (at(layer), n, 0))
+
+
+def _call(
+    body: Any,
+    name: str,
+    layer: jax.Array,
+    x: list[jax.Array],
+    stacks: list[Stack],
+    scratch: list,
+    block: int,
+    interpret,
+) -> jax.Array:
+    """The grid over outputs: x's arrays whole, and `block` outputs of the stacks a step."""
+    rows, n_out = x[0].shape[0], stacks[0].array.shape[1]
+    arrays = [stack.array for stack in stacks]
+    if not interpret:
+        # The compiler would rather bring a small stack into VMEM as a whole, all of its layers.
+        arrays = [pltpu.with_memory_space_constraint(a, pltpu.HBM) for a in arrays]
     return pl.pallas_call(
         body,
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -73,44 +102,61 @@ def _call(body: Any, name: str, layer: jax.Array, x: list[jax.Array], stacks: li
             grid=(pl.cdiv(n_out, block),),
             in_specs=[
                 *(pl.BlockSpec(a.shape, lambda n, layer: (0, 0)) for a in x),
-                *(pl.BlockSpec((None, block, a.shape[2]), lambda n, layer: (layer[0], n, 0)) for a in stacks),
+                *(stack.spec(block) for stack in stacks),
             ],
             out_specs=pl.BlockSpec((rows, block), lambda n, layer: (0, n)),
+            scratch_shapes=scratch,
         ),
         out_shape=jax.ShapeDtypeStruct((rows, n_out), jnp.float32),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=64 << 20),
         cost_estimate=pl.CostEstimate(
             flops=2 * rows * n_out * x[0].shape[1],
             transcendentals=0,
-            bytes_accessed=sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in stacks) + 4 * rows * n_out,
+            bytes_accessed=sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in arrays) + 4 * rows * n_out,
         ),
         interpret=interpret,
         name=name,
-    )(layer, *x, *stacks)
+    )(layer, *x, *arrays)
 
 
-def _dot(x: jax.Array, w: jax.Array) -> jax.Array:
-    """[rows, in] times [out, in], summed in float32."""
+def _dot(x: jax.Array, w: jax.Array, along: int = 1) -> jax.Array:
+    """[rows, in] times [out, in], or [in, out] along its axis 0, summed in float32."""
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return lax.dot_general(x, w, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
+    return lax.dot_general(x, w, (((1,), (along,)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
+
+
+def _in_chunks(total: int, depth: int, add: Any) -> None:
+    """add(start, width) for all of 0 to `total`, `depth` at a time: a loop, `UNROLLED` chunks a turn, then the rest."""
+    turn = UNROLLED * depth
+    turns = total // turn
+
+    def several(i, carry):
+        for u in range(UNROLLED):
+            add(pl.multiple_of(i * turn + u * depth, LANES), depth)
+        return carry
+
+    if turns > 1:
+        lax.fori_loop(0, turns, several, 0)
+    for start in range(turns * turn if turns > 1 else 0, total, depth):
+        add(start, min(depth, total - start))
 
 
 def _int8(x, weight: Int8, layer, plan: Plan, interpret) -> jax.Array:
     stack, width = weight.codes.shape[0], x.shape[1]
     codes = weight.codes.reshape(stack, -1, width)
-    y = _call(
-        functools.partial(_int8_kernel, depth=plan.depth), "int8_product", layer, [x], [codes], plan.outputs, interpret
-    )
-    scale = lax.dynamic_index_in_dim(weight.scale.reshape(stack, -1), layer[0], keepdims=False)
-    return y * scale
+    body = functools.partial(_int8_kernel, depth=plan.depth)
+    y = _call(body, "int8_product", layer, [x], [Stack(codes)], [], plan.outputs, interpret)
+    return y * lax.dynamic_index_in_dim(weight.scale.reshape(stack, -1), layer[0], keepdims=False)
 
 
 def _int8_kernel(layer, x, codes, out, *, depth):
-    acc = jnp.zeros(out.shape, jnp.float32)
-    for start in range(0, x.shape[1], depth):
-        here = slice(start, min(start + depth, x.shape[1]))
-        acc += _dot(x[:, here], codes[:, here].astype(x.dtype))
-    out[...] = acc
+    out[...] = jnp.zeros(out.shape, jnp.float32)
+
+    def add(start, width):
+        here = pl.ds(start, width)
+        out[...] += _dot(x[:, here], codes[:, here].astype(x.dtype))
+
+    _in_chunks(x.shape[1], depth, add)
 
 
 def _int4(x, weight: Int4, layer, plan: Plan, interpret) -> jax.Array:
@@ -118,39 +164,43 @@ def _int4(x, weight: Int4, layer, plan: Plan, interpret) -> jax.Array:
     codes, scale, minimum = (a.reshape(stack, -1, a.shape[-1]) for a in (weight.codes, weight.scale, weight.minimum))
     x = jnp.pad(x, ((0, 0), (0, 2 * half - x.shape[1])))
     by_group = jnp.sum(x.reshape(len(x), -1, weight.group).astype(jnp.float32), axis=-1)
-    body = functools.partial(_int4_kernel, group=weight.group, depth=max(plan.depth, weight.group))
-    return _call(
-        body,
-        "int4_product",
-        layer,
-        [x[:, :half], x[:, half:], by_group],
-        [codes, scale, minimum],
-        plan.outputs,
-        interpret,
-    )
+    groups = scale.shape[-1]
+    across = groups % LANES != 0
+    # XLA lays out arrays so that padding is least: groups that fill no lanes have the outputs along these, and to say
+    # so costs nothing. Those that fill no sublanes either lie between the layers, and only a slice can be had.
+    if across and groups % 8:
+        scale, minimum = (lax.dynamic_index_in_dim(a, layer[0]) for a in (scale, minimum))
+    of_groups = [Stack(jnp.swapaxes(a, 1, 2) if across else a, across) for a in (scale, minimum)]
+    body = functools.partial(_int4_kernel, group=weight.group, depth=max(plan.depth, weight.group), across=across)
+    of_x, stacks = [x[:, :half], x[:, half:], by_group], [Stack(codes), *of_groups]
+    scratch = [] if across else [pltpu.VMEM((groups, plan.outputs), jnp.float32)]
+    return _call(body, "int4_product", layer, of_x, stacks, scratch, plan.outputs, interpret)
 
 
-def _int4_kernel(layer, low, high, by_group, codes, scale, minimum, out, *, group, depth):
+def _int4_kernel(layer, low, high, by_group, codes, scale, minimum, out, *scratch, group, depth, across):
     rows, half = low.shape
-    acc = lax.dot_general(
-        by_group[...],
-        minimum[...],
-        (((1,), (1,)), ((), ())),
-        precision=lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
-    by_output = scale[...].T  # [groups, block]
-    for start in range(0, half, depth):
-        here = slice(start, min(start + depth, half))
-        width = here.stop - start
+    if across:
+        by_output = scale
+        out[...] = _dot(by_group[...], minimum[...], along=0)
+    else:
+        (by_output,) = scratch
+        by_output[...] = scale[...].T
+        out[...] = _dot(by_group[...], minimum[...])
+
+    def add(start, width):
+        here, groups = pl.ds(start, width), width // group
         packed = codes[:, here].astype(jnp.int32)
+        acc = jnp.zeros(out.shape, jnp.float32)
         for x, nibbles, first in ((low, packed & 15, 0), (high, packed >> 4, half // group)):
-            first += start // group
-            groups = width // group
             chunk = x[:, here]
-            lane = lax.div(lax.broadcasted_iota(jnp.int32, chunk.shape, 1), jnp.int32(group))
-            apart = jnp.concatenate([jnp.where(lane == g, chunk, 0) for g in range(groups)]) if groups > 1 else chunk
-            sums = _dot(apart, nibbles.astype(jnp.float32).astype(x.dtype))
+            of_lane = lax.div(lax.broadcasted_iota(jnp.int32, chunk.shape, 1), jnp.int32(group))
+            apart = [jnp.where(of_lane == g, chunk, 0) for g in range(groups)]
+            sums = _dot(jnp.concatenate(apart), nibbles.astype(jnp.float32).astype(x.dtype))
             for g in range(groups):
-                acc += sums[g * rows : (g + 1) * rows] * by_output[first + g : first + g + 1]
-    out[...] = acc
+                acc += (
+                    sums[g * rows : (g + 1) * rows]
+                    * by_output[pl.ds(first + lax.div(jnp.int32(start), jnp.int32(group)) + g, 1)]
+                )
+        out[...] += acc
+
+    _in_chunks(half, depth, add)

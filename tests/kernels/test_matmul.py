@@ -128,7 +128,7 @@ def test_weights_of_several_axes_and_those_that_are_no_stack(name):
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
 def test_codes_are_read_where_they_lie(name):
-    """Nothing but the kernel sees the stack: no slice of a layer, no copy in another dtype. Merging axes is none."""
+    """Nothing but the kernel sees the stack: no slice of a layer, no copy in another dtype."""
     weight, x = stack(name, 512, 512), activations(1, 512, "bfloat16")
 
     def product(x, weight):
@@ -137,7 +137,8 @@ def test_codes_are_read_where_they_lie(name):
 
     equations = jax.make_jaxpr(product)(x, weight).eqns
     assert any(eqn.primitive.name == "pallas_call" for eqn in equations)
-    large = [v.aval for eqn in equations if eqn.primitive.name != "reshape" for v in eqn.outvars]
+    views = ("reshape", "with_memory_space_constraint")  # of the same bytes
+    large = [v.aval for eqn in equations if eqn.primitive.name not in views for v in eqn.outvars]
     assert max(a.size for a in large) < weight.codes.size // LAYERS
 
 
