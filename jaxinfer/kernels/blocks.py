@@ -38,20 +38,24 @@ _TRIED: contextvars.ContextVar[tuple[Any, ...] | None] = contextvars.ContextVar(
 def sizes(platform: str, kernel: str, shapes: str) -> dict[str, int]:
     """The block sizes of a kernel for a class of shapes, on the machine that the program being traced is for."""
     tried = _TRIED.get()
-    if isinstance(tried, tuple) and tried[0] == (kernel, shapes):
+    if tried and tried[0] == (kernel, shapes):
         return tried[1]
     device = rules.device()
-    table = read(tried[0] if tried and isinstance(tried[0], Path) else TABLE)
-    for name in (device.device_kind if device.platform == platform else platform, platform):
-        entry = table.get(name, {}).get(kernel, {}).get(shapes)
-        if entry is not None:
-            return {key: entry[key] for key in SIZES[platform, kernel]}
-    raise AssertionError(f"{TABLE} has no {kernel} {shapes} for {platform}")  # a test holds the file to have them all
+    names = (device.device_kind, platform) if device.platform == platform else (platform,)
+    for path in (*(tried if tried and isinstance(tried[0], Path) else ()), TABLE):
+        for name in names:
+            entry = read(path).get(name, {}).get(kernel, {}).get(shapes)
+            if entry is not None:
+                wanted = SIZES[platform, kernel]
+                if not {*wanted} <= {*entry}:
+                    raise InputError(f"{path}: {name}.{kernel}.{shapes}: must have {', '.join(wanted)} on a {platform}")
+                return {key: entry[key] for key in wanted}
+    raise AssertionError(f"{TABLE} has no {kernel} {shapes} for {platform}")  # a test holds it to have them all
 
 
 @contextlib.contextmanager
 def use(path: Path) -> Iterator[None]:
-    """What is traced inside takes its sizes from another table."""
+    """What is traced inside takes its sizes from another table, and from the package's what that lacks."""
     with _set((Path(path),)):
         yield
 
@@ -107,6 +111,10 @@ def check(table: Any, path: Path) -> None:
                     raise InputError(
                         f"{path}: {where}.basis: must begin with 'measured:' or 'reasoned:', not {basis!r}"
                     )
+                wanted = [SIZES[one, kernel] for one in ("tpu", "gpu")]
+                if {*entry} - {"basis"} not in [{*sizes} for sizes in wanted]:
+                    lists = " or ".join(", ".join(sizes) for sizes in wanted)
+                    raise InputError(f"{path}: {where}: must have basis and {lists}, not {', '.join(entry)}")
                 for key, value in entry.items():
                     if key != "basis" and (not isinstance(value, int) or value < 1):
                         raise InputError(f"{path}: {where}.{key}: must be a whole number from 1, not {value!r}")

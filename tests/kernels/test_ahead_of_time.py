@@ -42,6 +42,7 @@ WEIGHTS = {  # the distinct projections of a layer, outputs and inputs, and the 
     ),
 }
 LAYERS, SLOTS = 4, 8192
+WEIGHT_LAYERS = 32  # a small stack would be brought into the memory of a TPU's processor as a whole
 
 
 @pytest.fixture(params=TARGETS)
@@ -121,10 +122,10 @@ def test_paged_decode(layout, model, tokens, stored):
 
 
 class Weight:
-    """A quantized weight as shapes, in a stack of LAYERS or alone."""
+    """A quantized weight as shapes, in a stack or alone."""
 
     def __init__(self, of, format, shape, n_in, stacked):
-        lead = (LAYERS,) if stacked else ()
+        lead = (WEIGHT_LAYERS,) if stacked else ()
         self.shape, self.n_in = shape, n_in
         outer, inner = shape[:-n_in], shape[-n_in:]
         self.outputs, self.inputs = math.prod(outer), math.prod(inner)
