@@ -205,7 +205,7 @@ def main(path: str, *overrides: str) -> None:
     folder = results.new_run(config)
     machine = platform if config.interpret else jax.devices()[0].device_kind
     found: dict[str, Any] = {"machine": machine, "jax": jax.__version__, "classes": {}}
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     for kernel in config.kernels:
         for shapes in blocks.CLASSES[kernel]:
             if config.classes and shapes not in config.classes:

@@ -36,7 +36,7 @@ def product(
     plan = plan or blocks.sizes("gpu", "matmul", f"{weight.format} {8 if rows <= 8 else 64}")
     n_out, width = math.prod(weight.codes.shape[1:-1]), weight.codes.shape[-1]
     outputs = plan["outputs"] if n_out % plan["outputs"] == 0 else 64
-    group, halves = (CHUNK, 1) if eight else (weight.group, 2)
+    group, halves = (CHUNK, 1) if isinstance(weight, Int8) else (weight.group, 2)
     tile = min(group, 64)  # inputs of x in a row of its tiles
     padded = -(-rows // 8) * 8
     chunks = width // CHUNK
@@ -54,7 +54,7 @@ def product(
         out_s=plgpu.SMEM((outputs, padded), jnp.float32),
         ready=plgpu.Barrier(num_arrivals=1 + (1 if eight else 4), num_barriers=plan["stages"]),
     )
-    if not eight:
+    if not isinstance(weight, Int8):
         sums = jnp.sum(x.reshape(padded, -1, group).astype(jnp.float32), axis=-1).T  # [groups, rows]
         sums = jnp.pad(sums, ((0, 0), (0, max(0, 32 - padded))))  # a copy moves 128 bytes at the least
         operands += [sums, *(a.reshape(stack, n_out, a.shape[-1]) for a in (weight.scale, weight.minimum))]
@@ -73,7 +73,7 @@ def product(
         **({} if interpret is None else dict(interpret=interpret)),
     )
     y = jnp.sum(run(*operands), axis=0).T[:rows]
-    if not eight:
+    if not isinstance(weight, Int8):
         return y
     return y * lax.dynamic_index_in_dim(weight.scale.reshape(stack, -1), operands[0][0], keepdims=False)
 

@@ -56,8 +56,10 @@ def product(
     plan = plan or Plan.of(n, weight, width)
     rows = _round_up(n, 32 // x.dtype.itemsize)
     x = jnp.pad(x, ((0, rows - n), (0, 0)))
-    run = _int8 if isinstance(weight, Int8) else _int4
-    return run(x, weight, jnp.asarray(layer, jnp.int32).reshape(1), plan, interpret)[:n]
+    layer = jnp.asarray(layer, jnp.int32).reshape(1)
+    if isinstance(weight, Int8):
+        return _int8(x, weight, layer, plan, interpret)[:n]
+    return _int4(x, weight, layer, plan, interpret)[:n]
 
 
 def _round_up(n: int, multiple: int) -> int:
@@ -160,16 +162,16 @@ def _int8_kernel(layer, x, codes, out, *, depth):
 
 
 def _int4(x, weight: Int4, layer, plan: Plan, interpret) -> jax.Array:
-    stack, half = weight.codes.shape[0], weight.codes.shape[-1]
-    codes, scale, minimum = (a.reshape(stack, -1, a.shape[-1]) for a in (weight.codes, weight.scale, weight.minimum))
+    stack, half, groups = weight.codes.shape[0], weight.codes.shape[-1], weight.scale.shape[-1]
+    codes, by_output = weight.codes.reshape(stack, -1, half), (weight.scale, weight.minimum)
     x = jnp.pad(x, ((0, 0), (0, 2 * half - x.shape[1])))
     by_group = jnp.sum(x.reshape(len(x), -1, weight.group).astype(jnp.float32), axis=-1)
-    groups = scale.shape[-1]
+    # XLA lays arrays out so that padding is least. Groups that fill no lanes have the outputs there, and to say so is
+    # free, if these are one axis and the groups fill sublanes. Otherwise a slice of the layer is turned around.
     across = groups % LANES != 0
-    # XLA lays out arrays so that padding is least: groups that fill no lanes have the outputs along these, and to say
-    # so costs nothing. Those that fill no sublanes either lie between the layers, and only a slice can be had.
-    if across and groups % 8:
-        scale, minimum = (lax.dynamic_index_in_dim(a, layer[0]) for a in (scale, minimum))
+    if across and (groups % 8 or weight.scale.ndim > 3):
+        by_output = tuple(lax.dynamic_index_in_dim(a, layer[0]) for a in by_output)
+    scale, minimum = (a.reshape(a.shape[0], -1, groups) for a in by_output)
     of_groups = [Stack(jnp.swapaxes(a, 1, 2) if across else a, across) for a in (scale, minimum)]
     body = functools.partial(_int4_kernel, group=weight.group, depth=max(plan.depth, weight.group), across=across)
     of_x, stacks = [x[:, :half], x[:, half:], by_group], [Stack(codes), *of_groups]
