@@ -4,7 +4,8 @@
     python experiments/autotune.py configs/autotune.yaml "kernels=[matmul]" table=blocks.yaml
 
 The kernels read the table (jaxinfer/kernels/blocks.yaml) by the name of the device; entries of other machines are kept.
-A candidate that does not compile, or whose numbers are off, is refused, and the run's results.json says why.
+A candidate that does not compile, or whose numbers are off, is refused, and the run's results.json says why. Beside the
+products stands the time that plain XLA takes for them.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ from jaxinfer.experiment import results, script
 from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, read_as
 from jaxinfer.kernels import blocks, dispatch, matmul, reference
 from jaxinfer.layers.qtensor import QTensor, quantize_int4, quantize_int8
+from jaxinfer.layers.quantized import quantized_product
 
 LAYERS = 4  # measured in turn, so that no cache holds what a call reads
 OFF = 2e-2  # largest difference from the definition in float32, relative to the largest number
@@ -149,18 +151,21 @@ def matmul_work(config: Config, platform: str, shapes: str) -> Work:
     w = jax.random.normal(keys[0], (LAYERS, config.matmul.outputs, config.matmul.inputs), jnp.bfloat16)
     weight: QTensor = quantize_int8(w) if name == "int8" else quantize_int4(w, int(name.partition("-")[2] or 32))
     x = jax.random.normal(keys[1], (int(rows), config.matmul.inputs), config.dtype)
-    row = next(row for row in matmul.TABLE if platform in (row.platforms or ()))
     exact = matmul.definition(x.astype(jnp.float32), jax.tree.map(lambda a: a[0], weight))
-    return Work(lambda x, weight, layer: matmul.by_kernel(row, x, weight, layer), (x, weight), np.asarray(exact))
+
+    def call(x, weight, layer):
+        return quantized_product(x, weight, config.matmul.outputs, True, layer)
+
+    return Work(call, (x, weight), np.asarray(exact))
 
 
-def measured(config: Config, kernel: str, shapes: str, work: Work, candidate: dict[str, int]) -> dict[str, Any]:
+def measured(
+    config: Config, kernel: str, shapes: str, work: Work, candidate: dict[str, int], name: str = "pallas"
+) -> dict[str, Any]:
     """Its sizes, with its median seconds a call, or why it is refused."""
+    how = dict(target=config.target, interpret=True) if config.interpret and name == "pallas" else {}
     try:
-        with (
-            blocks.trying(kernel, shapes, candidate),
-            dispatch.use("pallas", target=config.target if config.interpret else None, interpret=config.interpret),
-        ):
+        with blocks.trying(kernel, shapes, candidate), dispatch.use(name, **how):
             # A function of its own: one that was traced before would keep the sizes of that time.
             run = jax.jit(lambda *args: work.call(*args)).lower(*work.args, jnp.int32(0)).compile()
         found = np.asarray(run(*work.args, jnp.int32(0)))
@@ -204,7 +209,7 @@ def main(path: str, *overrides: str) -> None:
     results.check_writable(config.output)
     folder = results.new_run(config)
     machine = platform if config.interpret else jax.devices()[0].device_kind
-    found: dict[str, Any] = {"machine": machine, "jax": jax.__version__, "classes": {}}
+    found: dict[str, Any] = {"machine": machine, "jax": jax.__version__, "classes": {}, "xla": {}}
     console = Console(highlight=False, soft_wrap=True)
     for kernel in config.kernels:
         for shapes in blocks.CLASSES[kernel]:
@@ -213,6 +218,11 @@ def main(path: str, *overrides: str) -> None:
             work = {"attention": attention_work, "matmul": matmul_work}[kernel](config, platform, shapes)
             tried = [measured(config, kernel, shapes, work, one) for one in candidates(config, platform, kernel)]
             found["classes"][f"{kernel} {shapes}"] = tried
+            beside = ""
+            if kernel == "matmul":
+                plain = measured(config, kernel, shapes, work, {}, "xla")
+                found["xla"][shapes] = plain
+                beside = f"; plain XLA takes {1e6 * plain['seconds']:.1f} us" if "seconds" in plain else ""
             write_atomic(folder / "results.json", json.dumps(found, indent=2) + "\n")
             ran = [one for one in tried if "seconds" in one]
             if not ran:
@@ -224,7 +234,7 @@ def main(path: str, *overrides: str) -> None:
             how = "interpreted, " if config.interpret else ""
             basis = f"measured: {how}{said}; JAX {jax.__version__}, {datetime.date.today()}"
             put(table, machine, kernel, shapes, sizes | {"basis": basis})
-            console.print(f"{kernel} {shapes}: {sizes}, {said}")
+            console.print(f"{kernel} {shapes}: {sizes}, {said}{beside}")
     console.print(f"{table}\n{folder}")
 
 
