@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from jaxinfer import InputError
-from jaxinfer.kernels import blocks, dispatch, matmul
+from jaxinfer.kernels import blocks, dispatch, matmul, tpu
 from jaxinfer.layers.linear import matmul as linear
 from jaxinfer.layers.qtensor import quantize_int8
 
@@ -87,8 +87,10 @@ def test_the_kernels_run_with_what_was_measured(autotune, config, tmp_path, caps
     assert "1 refused; plain XLA takes" in capsys.readouterr().out
     with blocks.use(table):
         assert steps(1, 384, 256) == (3,)
+        assert tpu.Plan.of(1, 2, 2, 1024, 64, 2).block == 128
         assert blocks.sizes("tpu", "matmul", "int8 64") == {"outputs": 512, "depth": 512}  # the package's
     assert steps(1, 384, 256) == (1,)
+    assert tpu.Plan.of(1, 2, 2, 1024, 64, 2).block == 1024
 
 
 def test_what_does_not_compile_is_refused_and_nothing_written(autotune, config, tmp_path, monkeypatch, capsys):
