@@ -41,9 +41,8 @@ class Plan:
         """The table's sizes, with no more outputs than there are or than fit into VMEM."""
         n_out = math.prod(weight.codes.shape[1:-1])
         sizes = blocks.sizes("tpu", "matmul", f"{weight.format} {8 if rows <= 8 else 64}")
-        stored = sum(a.dtype.itemsize * math.prod(a.shape) for a in jax.tree.leaves(weight)) // math.prod(
-            weight.codes.shape[:-1]
-        )  # bytes of one output
+        all_outputs = math.prod(weight.codes.shape[:-1])
+        stored = sum(a.dtype.itemsize * math.prod(a.shape) for a in jax.tree.leaves(weight)) // all_outputs  # of one
         most = max(LANES, (BUDGET - 2 * 4 * rows * width) // (2 * stored) // LANES * LANES)
         return Plan(min(sizes["outputs"], most, _round_up(n_out, LANES)), sizes["depth"])
 
@@ -134,7 +133,7 @@ def _in_chunks(total: int, depth: int, add: Any) -> None:
 
     def several(i, carry):
         for u in range(UNROLLED):
-            add(pl.multiple_of(i * turn + u * depth, LANES), depth)
+            add(pl.multiple_of(i * turn + u * depth, math.gcd(depth, LANES)), depth)
         return carry
 
     if turns > 1:
@@ -173,7 +172,8 @@ def _int4(x, weight: Int4, layer, plan: Plan, interpret) -> jax.Array:
         by_output = tuple(lax.dynamic_index_in_dim(a, layer[0]) for a in by_output)
     scale, minimum = (a.reshape(a.shape[0], -1, groups) for a in by_output)
     of_groups = [Stack(jnp.swapaxes(a, 1, 2) if across else a, across) for a in (scale, minimum)]
-    body = functools.partial(_int4_kernel, group=weight.group, depth=max(plan.depth, weight.group), across=across)
+    depth = max(plan.depth // weight.group, 1) * weight.group
+    body = functools.partial(_int4_kernel, group=weight.group, depth=depth, across=across)
     of_x, stacks = [x[:, :half], x[:, half:], by_group], [Stack(codes), *of_groups]
     scratch = [] if across else [pltpu.VMEM((groups, plan.outputs), jnp.float32)]
     return _call(body, "int4_product", layer, of_x, stacks, scratch, plan.outputs, interpret)
@@ -198,11 +198,9 @@ def _int4_kernel(layer, low, high, by_group, codes, scale, minimum, out, *scratc
             of_lane = lax.div(lax.broadcasted_iota(jnp.int32, chunk.shape, 1), jnp.int32(group))
             apart = [jnp.where(of_lane == g, chunk, 0) for g in range(groups)]
             sums = _dot(jnp.concatenate(apart), nibbles.astype(jnp.float32).astype(x.dtype))
+            first += lax.div(jnp.int32(start), jnp.int32(group))
             for g in range(groups):
-                acc += (
-                    sums[g * rows : (g + 1) * rows]
-                    * by_output[pl.ds(first + lax.div(jnp.int32(start), jnp.int32(group)) + g, 1)]
-                )
+                acc += sums[g * rows : (g + 1) * rows] * by_output[pl.ds(first + g, 1)]
         out[...] += acc
 
     _in_chunks(half, depth, add)
