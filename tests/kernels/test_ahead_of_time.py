@@ -50,7 +50,11 @@ def layout(request):
     extra = topologies.missing(request.param)
     if extra:
         pytest.skip(f"compiling for {request.param} takes {extra}")
-    return sharding.Sharding(Mesh(np.array(topologies.devices(request.param)[:1]).reshape(1, 1), ("data", "tensor")))
+    devices = np.array(topologies.devices(request.param)[:1]).reshape(1, 1)
+    cached = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)  # nothing here can load such a program again
+    yield sharding.Sharding(Mesh(devices, ("data", "tensor")))
+    jax.config.update("jax_enable_compilation_cache", cached)
 
 
 class Shapes:
