@@ -1,4 +1,4 @@
-"""Attention: its definition, its formulation in plain XLA, its Pallas kernels, and the table that chooses."""
+"""Attention and quantized products: definitions, plain XLA, Pallas kernels, and the tables that choose."""
 
 from jaxinfer.kernels.dispatch import use
 

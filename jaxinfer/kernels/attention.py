@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxinfer.cache.store import BLOCK, Store, round_up
 from jaxinfer.kernels import dispatch, xla
 from jaxinfer.kernels.contract import (
+    FEW,
     PLAIN,
     Decode,
     Partial,
@@ -31,8 +32,6 @@ from jaxinfer.kernels.contract import (
 from jaxinfer.sharding import rules
 
 __all__ = ["Partial", "Scoring", "attend", "chain_or", "fold_heads", "merge", "unfold_heads"]
-
-FEW = 64  # fresh tokens whose own attention is left to XLA: a matrix of 64 x 64 scores a head
 
 
 def attend(

@@ -15,6 +15,7 @@ from einops import rearrange
 from flax import struct
 
 E4M3 = np.arange(256, dtype=np.uint8).view(jnp.dtype("float8_e4m3fn")).astype(np.float32)  # what the bits stand for
+FEW = 64  # fresh tokens whose own attention is left to XLA: a matrix of 64 x 64 scores a head
 FLOOR = -1e30  # a finite minus infinity: differences of two of them are 0, not NaN
 
 Visible = Callable[[jax.Array, jax.Array], jax.Array]

@@ -1,9 +1,9 @@
-"""Which formulation of attention runs: one table, by platform, dtype and shape.
+"""Which formulation of attention runs: one table, by platform, dtype and shape. `matmul.TABLE` is that of products.
 
-    with jaxinfer.kernels.use("xla"):       # or "reference", "pallas"; traced inside, all attention is this one
+    with jaxinfer.kernels.use("xla"):       # or "reference", "pallas"; traced inside, everything is this one
         model.generate(...)
 
-Without a choice the first row of `TABLE` for the platform that takes the call runs. A row that is passed over for its
+Without a choice the first row of a table for the platform that takes the call runs. A row that is passed over for its
 dtype or shape says so once, as a warning. A row that is not `unasked` runs only where it is forced.
 """
 
@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import importlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from jaxinfer.sharding import rules
 
 HALVES = ("bfloat16", "float16")
 EIGHT_BITS = ("int8", "float8_e4m3fn")
+ATTENTION, MATMUL = "attention", "matmul"
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,7 @@ class Call:
     @staticmethod
     def of(q: jax.Array, n_tokens: int, store: Store, latent: bool) -> "Call":
         stored, slots = store.k, store.pos.shape[1]
-        device = rules.device()
-        choice = _CHOICE.get()
-        platform, generation = device.platform, str(getattr(device, "compute_capability", "") or "")
-        if choice and choice.target:
-            platform, generation = choice.target, "9.0"
+        platform, generation = machine(ATTENTION)
         if isinstance(stored, Codes):
             name = stored.codes.dtype.name
         elif hasattr(stored, "dtype"):
@@ -58,6 +55,15 @@ class Call:
         page = None if store.pages is None else slots // store.pages.shape[1]
         group = q.shape[2] // n_tokens
         return Call(platform, generation, q.dtype.name, name, q.shape[-1], group, slots, latent, page)
+
+
+def misfit(row: Any, call: Any) -> str | None:
+    """Why a formulation cannot run on the platform of a call, or None."""
+    if row.platforms and call.platform not in row.platforms:
+        return f"it is for {' or '.join(row.platforms)}, not for {call.platform}"
+    if row.generations and call.generation not in row.generations:
+        return f"it is for compute capability {' or '.join(row.generations)}, not {call.generation or 'unknown'}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -79,11 +85,7 @@ class Row:
 
     def misfit(self, call: Call) -> str | None:
         """Why this formulation cannot run on that platform, or None."""
-        if self.platforms and call.platform not in self.platforms:
-            return f"it is for {' or '.join(self.platforms)}, not for {call.platform}"
-        if self.generations and call.generation not in self.generations:
-            return f"it is for compute capability {' or '.join(self.generations)}, not {call.generation or 'unknown'}"
-        return None
+        return misfit(self, call)
 
     def refuses(self, call: Call) -> str | None:
         """Why this formulation does not take those dtypes or shapes, or None."""
@@ -139,50 +141,65 @@ TABLE = (
 
 @dataclass(frozen=True)
 class Choice:
-    """A forced formulation."""
+    """A forced formulation, of everything or of what `of` says."""
 
     name: str
     target: str | None = None
     interpret: bool = False
+    of: str | None = None
 
 
-_CHOICE: contextvars.ContextVar[Choice | None] = contextvars.ContextVar("jaxinfer_attention", default=None)
+_CHOICE: contextvars.ContextVar[Choice | None] = contextvars.ContextVar("jaxinfer_kernels", default=None)
 _WARNED: set[str] = set()
 
 
 @contextlib.contextmanager
-def use(name: str, target: str | None = None, interpret: bool = False) -> Iterator[None]:
-    """All attention that is traced inside runs as `name`: "reference", "xla" or "pallas".
+def use(name: str, target: str | None = None, interpret: bool = False, of: str | None = None) -> Iterator[None]:
+    """What is traced inside runs as `name`: "reference", "xla" or "pallas".
 
-    It is looked up while tracing: a function that `jax.jit` has traced before keeps what it was traced with. What a
-    `Model` runs is kept apart by it. target: "tpu" or "gpu", the platform to choose and compile for, where it is not
-    the one at hand. interpret: run the kernel step by step on any platform, to test it. Raises InputError for a name
-    that there is not; a call that the choice cannot run raises one that says what would.
+    That is all attention and the products of up to 64 rows with quantized weights, or one of them: `of` is "attention"
+    or "matmul". It is looked up while tracing: a function that `jax.jit` has traced before keeps what it was traced
+    with. What a `Model` runs is kept apart by it. target: "tpu" or "gpu", the platform to choose and compile for, where
+    it is not the one at hand. interpret: run the kernel step by step on any platform, to test it. An inner choice takes
+    the place of an outer one. Raises InputError for a name that there is not; a call that the choice cannot run raises
+    one that says what would.
     """
     names = sorted({row.name for row in TABLE})
     if name not in names:
         raise InputError(f"no attention {name!r}: there is {', '.join(names)}{nearest(name, names)}")
     if target not in (None, "tpu", "gpu"):
         raise InputError(f"no attention kernels for {target!r}: target is 'tpu' or 'gpu'")
-    token = _CHOICE.set(Choice(name, target, interpret))
+    if of not in (None, ATTENTION, MATMUL):
+        raise InputError(f"no kernels of {of!r}: of is 'attention' or 'matmul'")
+    token = _CHOICE.set(Choice(name, target, interpret, of))
     try:
         yield
     finally:
         _CHOICE.reset(token)
 
 
-def chosen() -> Choice | None:
-    """The forced formulation, part of a program's identity."""
-    return _CHOICE.get()
-
-
-def choose(call: Call) -> Row:
-    """The row of `TABLE` that runs this call."""
+def chosen(of: str | None = None) -> Choice | None:
+    """The forced formulation: as a whole, part of a program's identity, or what of it is about `of`."""
     choice = _CHOICE.get()
+    return None if choice is None or (of and choice.of not in (None, of)) else choice
+
+
+def machine(of: str) -> tuple[str, str]:
+    """The platform that `of` is traced for and, of an NVIDIA GPU, its compute capability."""
+    choice = chosen(of)
+    if choice and choice.target:
+        return choice.target, "9.0"
+    device = rules.device()
+    return device.platform, str(getattr(device, "compute_capability", "") or "")
+
+
+def choose(call: Any, table: Sequence[Any] = TABLE, of: str = ATTENTION) -> Any:
+    """The row of a table that runs this call."""
+    choice = chosen(of)
     if choice is None:
-        return _first(call)
+        return _first(call, table, of)
     reasons = []
-    for row in TABLE:
+    for row in table:
         if row.name == choice.name:
             reason = row.misfit(call) or row.refuses(call)
             if reason is None:
@@ -191,37 +208,37 @@ def choose(call: Call) -> Row:
             if row.misfit(call) is None:  # the row meant for this platform says it best
                 reasons = [reason]
                 break
-    would = [repr(row.name) for row in TABLE if not row.misfit(call) and not row.refuses(call)]
-    raise InputError(f"attention {choice.name!r} cannot run here: {'; '.join(reasons)}. What would: {', '.join(would)}")
+    would = [repr(row.name) for row in table if not row.misfit(call) and not row.refuses(call)]
+    raise InputError(f"{of} {choice.name!r} cannot run here: {'; '.join(reasons)}. What would: {', '.join(would)}")
 
 
-def _first(call: Call) -> Row:
-    for row in TABLE:
+def _first(call: Any, table: Sequence[Any], of: str) -> Any:
+    for row in table:
         if row.misfit(call) or not row.unasked:
             continue
         reason = row.refuses(call)
         if reason is None:
             return row
-        message = f"attention falls back to plain XLA on {call.platform}: {reason}"
+        message = f"{of} falls back to plain XLA on {call.platform}: {reason}"
         if message not in _WARNED:
             _WARNED.add(message)
             warnings.warn(message, RuntimeWarning, stacklevel=2)
     raise AssertionError("the last rows take everything")
 
 
-def module(row: Row) -> Any:
+def module(row: Any) -> Any:
     """The formulation's code, imported when it is first needed: Pallas takes a second."""
     return importlib.import_module(f"jaxinfer.kernels.{row.module}")
 
 
-def interpreter(row: Row) -> dict[str, Any]:
+def interpreter(row: Any, of: str = ATTENTION) -> dict[str, Any]:
     """What makes a kernel run step by step, if that was asked for."""
-    choice = _CHOICE.get()
+    choice = chosen(of)
     if choice is None or not choice.interpret:
         return {}
-    if row.module == "tpu":
+    if "tpu" in row.platforms:
         return {"interpret": True}
     make: Callable[[], Any] | None = getattr(module(row).plgpu, "InterpretGPUParams", None)
     if make is None:
-        raise InputError("attention for gpu cannot be interpreted by this JAX: 0.12 or newer can")
+        raise InputError(f"{of} for gpu cannot be interpreted by this JAX: 0.12 or newer can")
     return {"interpret": make()}

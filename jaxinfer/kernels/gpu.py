@@ -7,6 +7,7 @@ processor has one, and the pieces' partials are merged (Flash-Decoding, Dao et a
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -15,26 +16,25 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jaxinfer.kernels.contract import FLOOR, PLAIN, Codes, Partial, Scoring, Visible
+from jaxinfer.kernels import blocks
+from jaxinfer.kernels.contract import FEW, FLOOR, PLAIN, Codes, Partial, Scoring, Visible
 from jaxinfer.kernels.schedule import query_blocks, unblock, visits
 
 ROWS = 64  # of a wgmma
-BLOCK = 64  # slots a block: 128 would take 246 registers
-STAGES = 2  # blocks in the ring
 WAVE = 2 * 132  # blocks of work that an H100 or H200 runs at once, two on each processor
 WIDTHS = (64, 96, 128, 256)
 LAYOUT = plgpu.Layout.WGMMA
 OF_ROWS, OF_SLOTS = LAYOUT.reduce(1), LAYOUT.reduce(0)
 
-_SINCE_011 = tuple(map(int, jax.__version__.split(".")[:2])) >= (0, 11)
+SINCE_011 = tuple(map(int, jax.__version__.split(".")[:2])) >= (0, 11)
 
 
 def _load(ref: Any, layout: Any) -> jax.Array:
-    return plgpu.load(ref, *(() if _SINCE_011 else ((),)), layout=layout)
+    return plgpu.load(ref, *(() if SINCE_011 else ((),)), layout=layout)
 
 
 def _transposed(ref: Any) -> Any:
-    return ref.transpose((1, 0)) if _SINCE_011 else plgpu.transpose_ref(ref, (1, 0))
+    return ref.transpose((1, 0)) if SINCE_011 else plgpu.transpose_ref(ref, (1, 0))
 
 
 def _tiled(width: int, dtype: Any) -> tuple[Any, ...]:
@@ -57,9 +57,13 @@ def partial(
     ordered: bool = False,
     pages: jax.Array | None = None,
     splits: int | None = None,
+    plan: dict[str, int] | None = None,
     interpret: Any = None,
 ) -> Partial:
-    """`tpu.partial` for Hopper: the same arguments. q in 16 bits; a page is a multiple of 64 slots; S likewise."""
+    """`tpu.partial` for Hopper: the same arguments. q in 16 bits; a page is a multiple of 64 slots; S likewise.
+
+    plan: slots a block and blocks in the ring, if not those of the table.
+    """
     batch, n_kv_heads, _, width = q.shape
     n_tokens, slots = q_pos.shape[1], kv_pos.shape[1]
     group = q.shape[2] // n_tokens
@@ -67,16 +71,18 @@ def partial(
     codes_k, codes_v = (k.codes, v.codes) if coded else (k, v)
     page = slots if pages is None else codes_k.shape[3]
     pools = batch if pages is None else codes_k.shape[1]
+    plan = plan or blocks.sizes("gpu", "attention", "decode" if n_tokens <= FEW else "prefill")
+    block, stages = math.gcd(math.gcd(plan["block"], page), slots), plan["stages"]
 
     tokens = min(n_tokens, ROWS // group)
     q, token_pos, row_pos = query_blocks(q, q_pos, tokens, ROWS)
     steps = token_pos.shape[1]
-    listed = visits(token_pos, kv_pos, visible, BLOCK, ordered)
-    n = slots // BLOCK
+    listed = visits(token_pos, kv_pos, visible, block, ordered)
+    n = slots // block
     if splits is None:
         splits = max(1, min(n, -(-WAVE // (batch * n_kv_heads * steps))))
     # Where a block begins: which [page, H] matrix of head 0, and which of its rows.
-    first = listed.blocks * BLOCK
+    first = listed.blocks * block
     if pages is None:
         pool = jnp.broadcast_to(jnp.arange(batch, dtype=jnp.int32)[:, None, None], first.shape)
     else:
@@ -98,6 +104,8 @@ def partial(
     body = functools.partial(
         _kernel,
         splits=splits,
+        block=block,
+        stages=stages,
         page=page,
         visible=visible,
         ordered=ordered,
@@ -106,9 +114,9 @@ def partial(
         coded=coded,
         real=interpret is None,
     )
-    ring = plgpu.SMEM((STAGES, BLOCK, width), codes_k.dtype, transforms=_tiled(width, codes_k.dtype))
+    ring = plgpu.SMEM((stages, block, width), codes_k.dtype, transforms=_tiled(width, codes_k.dtype))
     staged = plgpu.SMEM((ROWS, width), jnp.float32, transforms=_tiled(width, jnp.float32))
-    matrix_of = functools.partial(plgpu.SMEM, (BLOCK, width), q.dtype, transforms=_tiled(width, q.dtype))
+    matrix_of = functools.partial(plgpu.SMEM, (block, width), q.dtype, transforms=_tiled(width, q.dtype))
     scratch: dict[str, Any] = dict(
         q_s=plgpu.SMEM((ROWS, width), q.dtype, transforms=_tiled(width, q.dtype)),
         # The output leaves through the ring of keys, which is finished by then.
@@ -117,15 +125,15 @@ def partial(
         lse_s=plgpu.SMEM((ROWS,), jnp.float32),
         pos_s=plgpu.SMEM((ROWS,), jnp.int32),
         order_s=plgpu.SMEM((ROWS,), jnp.int32),
-        kv_pos_s=plgpu.SMEM((STAGES, BLOCK), jnp.int32),
+        kv_pos_s=plgpu.SMEM((stages, block), jnp.int32),
         q_bar=plgpu.Barrier(num_arrivals=3 + sloped),
-        k_bar=plgpu.Barrier(num_arrivals=2 + coded, num_barriers=STAGES),
-        v_bar=plgpu.Barrier(num_arrivals=1 + coded, num_barriers=STAGES),
+        k_bar=plgpu.Barrier(num_arrivals=2 + coded, num_barriers=stages),
+        v_bar=plgpu.Barrier(num_arrivals=1 + coded, num_barriers=stages),
     )
     if sloped:
         scratch |= dict(slopes_s=plgpu.SMEM((ROWS,), jnp.float32))
     if coded:
-        scales = plgpu.SMEM((STAGES, BLOCK), jnp.float32)
+        scales = plgpu.SMEM((stages, block), jnp.float32)
         scratch |= dict(wide_k=matrix_of(), wide_v=matrix_of(), k_scale_s=scales, v_scale_s=scales)
     names = tuple(scratch)
     out_rows = (splits, batch, n_kv_heads, steps * ROWS)
@@ -154,9 +162,9 @@ def join(out: jax.Array, lse: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.sum(out * weights[..., None], axis=0) / safe[..., None], top + jnp.log(total)
 
 
-def _kernel(refs, s, *, splits, page, visible, ordered, softcap, sloped, coded, real):
+def _kernel(refs, s, *, block, stages, splits, page, visible, ordered, softcap, sloped, coded, real):
     it = iter(refs)
-    count, blocks, matrix, row_pos, order, kv_pos = (next(it) for _ in range(6))
+    count, visited, matrix, row_pos, order, kv_pos = (next(it) for _ in range(6))
     slopes = next(it) if sloped else None
     q_ref, k_ref, v_ref = (next(it) for _ in range(3))
     k_scale, v_scale = (next(it), next(it)) if coded else (k_ref, v_ref)
@@ -164,7 +172,7 @@ def _kernel(refs, s, *, splits, page, visible, ordered, softcap, sloped, coded, 
     k_s, out_s = s["keys_or_out"] if real else (s["k_s"], s["out_s"])
     q_s, v_s, q_bar, k_bar, v_bar = (s[name] for name in ("q_s", "v_s", "q_bar", "k_bar", "v_bar"))
     width, dtype = q_s.shape[1], q_s.dtype
-    tile = ROWS, BLOCK
+    tile = ROWS, block
     copy = plgpu.copy_gmem_to_smem
 
     piece, head, b = (lax.axis_index(name) for name in ("piece", "head", "row"))
@@ -175,21 +183,21 @@ def _kernel(refs, s, *, splits, page, visible, ordered, softcap, sloped, coded, 
     here = pl.ds(i * ROWS, ROWS)
 
     def fetch(j, slot):
-        block = blocks[b, i, start + j]
-        source, offset = matrix[b, i, start + j] + head, lax.rem(block * BLOCK, jnp.int32(page))
-        copy(k_ref.at[source, pl.ds(offset, BLOCK)], k_s.at[slot], k_bar.at[slot])
-        copy(v_ref.at[source, pl.ds(offset, BLOCK)], v_s.at[slot], v_bar.at[slot])
-        copy(kv_pos.at[b, pl.ds(block * BLOCK, BLOCK)], s["kv_pos_s"].at[slot], k_bar.at[slot])
+        number = visited[b, i, start + j]
+        source, offset = matrix[b, i, start + j] + head, lax.rem(number * block, jnp.int32(page))
+        copy(k_ref.at[source, pl.ds(offset, block)], k_s.at[slot], k_bar.at[slot])
+        copy(v_ref.at[source, pl.ds(offset, block)], v_s.at[slot], v_bar.at[slot])
+        copy(kv_pos.at[b, pl.ds(number * block, block)], s["kv_pos_s"].at[slot], k_bar.at[slot])
         if coded:
-            copy(k_scale.at[source, pl.ds(offset, BLOCK)], s["k_scale_s"].at[slot], k_bar.at[slot])
-            copy(v_scale.at[source, pl.ds(offset, BLOCK)], s["v_scale_s"].at[slot], v_bar.at[slot])
+            copy(k_scale.at[source, pl.ds(offset, block)], s["k_scale_s"].at[slot], k_bar.at[slot])
+            copy(v_scale.at[source, pl.ds(offset, block)], s["v_scale_s"].at[slot], v_bar.at[slot])
 
     copy(q_ref.at[b, head, here], q_s, q_bar)
     copy(row_pos.at[b, here], s["pos_s"], q_bar)
     copy(order.at[here], s["order_s"], q_bar)
     if slopes is not None:
         copy(slopes.at[head], s["slopes_s"], q_bar)
-    for stage in range(STAGES):
+    for stage in range(stages):
         pl.when(stage < todo)(functools.partial(fetch, jnp.int32(stage), stage))
     plgpu.barrier_wait(q_bar)
     q_pos = _load(s["pos_s"], OF_ROWS)
@@ -229,7 +237,7 @@ def _kernel(refs, s, *, splits, page, visible, ordered, softcap, sloped, coded, 
 
     def step(j, carry):
         acc, top, total = carry
-        slot = lax.rem(j, jnp.int32(STAGES))
+        slot = lax.rem(j, jnp.int32(stages))
         plgpu.barrier_wait(k_bar.at[slot])
         scores = scores_of(widened(k_s.at[slot], s["wide_k"]) if coded else k_s.at[slot])
         k_pos = columns(_load(s["kv_pos_s"].at[slot], OF_SLOTS))
@@ -241,7 +249,7 @@ def _kernel(refs, s, *, splits, page, visible, ordered, softcap, sloped, coded, 
             scores = scores + rows(slope) * (k_pos - rows(q_pos)).astype(jnp.float32)
         mask = visible(rows(q_pos), k_pos)
         if ordered:
-            at = plgpu.broadcasted_iota(jnp.int32, tile, 1, layout=LAYOUT) + blocks[b, i, start + j] * BLOCK
+            at = plgpu.broadcasted_iota(jnp.int32, tile, 1, layout=LAYOUT) + visited[b, i, start + j] * block
             mask &= at <= rows(tokens)
         scores = jnp.where(mask, scores, FLOOR)
         now = jnp.maximum(top, jnp.max(scores, axis=1))
@@ -255,7 +263,7 @@ def _kernel(refs, s, *, splits, page, visible, ordered, softcap, sloped, coded, 
         values = widened(v_s.at[slot], s["wide_v"]) if coded else v_s.at[slot]
         acc = add_values(acc, weights.astype(dtype), values)
         plgpu.commit_smem()  # every warp has read the slot before TMA fills it again
-        pl.when(j + STAGES < todo)(lambda: fetch(j + STAGES, slot))
+        pl.when(j + stages < todo)(lambda: fetch(j + stages, slot))
         return acc, now, total
 
     zeros = plgpu.layout_cast(jnp.zeros((ROWS, width), jnp.float32), LAYOUT)

@@ -17,7 +17,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxinfer.kernels.contract import FLOOR, PLAIN, Codes, Partial, Scoring, Visible
+from jaxinfer.kernels import blocks
+from jaxinfer.kernels.contract import FEW, FLOOR, PLAIN, Codes, Partial, Scoring, Visible
 from jaxinfer.kernels.schedule import query_blocks, unblock, visits
 
 LANES = 128
@@ -36,13 +37,14 @@ class Plan:
 
     @staticmethod
     def of(n_tokens: int, group: int, n_kv_heads: int, slots: int, width: int, bytes_per_number: int) -> "Plan":
-        """The largest step that fits: many rows want one head at a time, few rows want all of them."""
-        tokens = min(n_tokens, max(1, 1024 // group))
+        """The largest step that fits, within the table's sizes: many rows want one head at a time, few all of them."""
+        most_of = blocks.sizes("tpu", "attention", "decode" if n_tokens <= FEW else "prefill")
+        tokens = min(n_tokens, max(1, most_of["rows"] // group))
         rows = _round_up(tokens * group, 16)
         best, most = None, 0
-        for heads in (n for n in range(1, n_kv_heads + 1) if n_kv_heads % n == 0 and n <= 16):
-            for block in (128, 256, 512, 1024):
-                if slots % block:
+        for heads in (n for n in range(1, n_kv_heads + 1) if n_kv_heads % n == 0 and n <= most_of["heads"]):
+            for block in (128, 256, 512, 1024, 2048):
+                if slots % block or block > most_of["block"]:
                     continue
                 plan = Plan(tokens, rows, heads, block)
                 work = heads * block
@@ -98,9 +100,9 @@ def partial(
     steps = token_pos.shape[1]
     listed = visits(token_pos, kv_pos, visible, block, ordered)
     n = slots // block
-    blocks = listed.blocks.reshape(-1)
+    visited = listed.blocks.reshape(-1)
     places = jnp.zeros(1, jnp.int32) if pages is None else pages.reshape(-1).astype(jnp.int32)
-    scalars = (blocks, listed.total.reshape(-1), places, jnp.asarray(layer, jnp.int32).reshape(1))
+    scalars = (visited, listed.total.reshape(-1), places, jnp.asarray(layer, jnp.int32).reshape(1))
 
     def logical(b, i, j, blocks):
         return blocks[(b * steps + i) * n + j]

@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -29,8 +28,7 @@ def matmul(
     lead, outer, inner = x.shape[: x.ndim - n_in], shape[:-n_in], shape[-n_in:]
     rows, n_out, width = math.prod(lead), math.prod(outer), math.prod(inner)
     if is_quantized(kernel):
-        use = partial(quantized_product, x.reshape(rows, width), few=rows <= FEW_ROWS)
-        return (use(kernel) if layer is None else with_layer(kernel, layer, use)).reshape(*lead, *outer)
+        return quantized_product(x.reshape(rows, width), kernel, n_out, rows <= FEW_ROWS, layer).reshape(*lead, *outer)
     product, finish = _formulation(x.reshape(rows, width), n_out)
     y = product(kernel) if layer is None else with_layer(kernel, layer, product)
     return finish(y).reshape(*lead, *outer)

@@ -8,7 +8,8 @@ layers: every array in it has them, so that indexing, stacking and sharding by t
   byte holds two codes: the low nibbles are the first half of the inputs, the high nibbles the second half, so that
   unpacking is two cheap operations without a shuffle.
 
-Both round to the nearest code.
+Both round to the nearest code, and hold the inputs on one axis, however many axes the weight has there: an array's two
+last axes are tiled in a TPU's memory, and one that is tiled otherwise than a product wants it is copied before each.
 """
 
 from collections.abc import Callable
@@ -23,15 +24,16 @@ GROUPS = (32, 64, 128)
 
 @struct.dataclass
 class Int8:
-    """codes i8[..., *out, *in], scale f32[..., *out]."""
+    """codes i8[..., *out, in], scale f32[..., *out]."""
 
     codes: jax.Array
     scale: jax.Array
+    inputs: tuple[int, ...] = struct.field(pytree_node=False)  # what the last axis stands for
     activations: bool = struct.field(pytree_node=False, default=False)  # activations are rounded to int8 too: W8A8
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.codes.shape
+        return (*self.codes.shape[:-1], *self.inputs)
 
     @property
     def nbytes(self) -> int:
@@ -43,12 +45,12 @@ class Int8:
 
     def axes(self, axes: tuple[str | None, ...]) -> "Int8":
         """The logical axes of its arrays, where the weight's own are `axes`."""
-        return Int8(axes, axes[: self.scale.ndim], self.activations)  # type: ignore[arg-type]
+        codes, scale = axes[: self.codes.ndim], axes[: self.scale.ndim]  # several inputs are split as the first is
+        return Int8(codes, scale, self.inputs, self.activations)  # type: ignore[arg-type]
 
     def dequantize(self) -> jax.Array:
         """float32[..., *out, *in]."""
-        scale = self.scale.reshape(*self.scale.shape, *(1,) * (self.codes.ndim - self.scale.ndim))
-        return self.codes.astype(jnp.float32) * scale
+        return (self.codes.astype(jnp.float32) * self.scale[..., None]).reshape(self.shape)
 
 
 @struct.dataclass
@@ -110,11 +112,12 @@ def is_quantized(weight: Any) -> bool:
 
 def quantize_int8(w: jax.Array, n_in: int = 1, activations: bool = False) -> Int8:
     """w[..., *out, *in] with `n_in` input axes, codes from -127 to 127. An output of zeros has scale 1."""
-    w = jnp.asarray(w, jnp.float32)
-    largest = jnp.max(jnp.abs(w), axis=tuple(range(w.ndim - n_in, w.ndim)), keepdims=True)
+    outer, inputs = w.shape[: w.ndim - n_in], w.shape[w.ndim - n_in :]
+    w = jnp.asarray(w, jnp.float32).reshape(*outer, -1)
+    largest = jnp.max(jnp.abs(w), axis=-1)
     scale = jnp.where(largest > 0, largest / 127, 1.0)
-    codes = jnp.clip(jnp.round(w / scale), -127, 127).astype(jnp.int8)
-    return Int8(codes, scale.reshape(w.shape[: w.ndim - n_in]), activations)
+    codes = jnp.clip(jnp.round(w / scale[..., None]), -127, 127).astype(jnp.int8)
+    return Int8(codes, scale, inputs, activations)
 
 
 def quantize_int4(w: jax.Array, group: int = 32, n_in: int = 1) -> Int4:

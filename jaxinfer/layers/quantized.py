@@ -1,5 +1,7 @@
 """Products with quantized weights: weight-only int8 and int4, and int8 times int8. Chosen statically from the shape.
 
+A few rows may be multiplied by a kernel (`kernels/matmul.py`). The rest of this file is plain XLA.
+
 On a CPU, XLA makes a converted copy of the weights before a product with them, so what counts is how large that copy
 is, or that there is none:
 
@@ -12,12 +14,15 @@ is, or that there is none:
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxinfer.kernels import matmul
 from jaxinfer.layers.qtensor import Int4, Int8, QTensor
+from jaxinfer.layers.stacked import with_layer
 from jaxinfer.sharding.rules import platform
 
 BLOCK = 4096  # outputs that are converted at once: a head as a whole would be a copy of 100 MB and more
@@ -25,8 +30,22 @@ DIGITS = 3
 ROWS_BY_DIGITS = 2
 
 
-def quantized_product(x: jax.Array, weight: QTensor, few: bool) -> jax.Array:
-    """x[rows, in] times a QTensor [*out, *in] -> float32[rows, out]. `few`: as many rows as a decode step has."""
+def quantized_product(
+    x: jax.Array, weight: QTensor, n_out: int, few: bool, layer: jax.Array | None = None
+) -> jax.Array:
+    """x[rows, in] times a QTensor [*out, *in] -> float32[rows, out], by the formulation that `kernels.matmul` chooses.
+
+    With `layer` i32[], the weight is a stack of which that one is used. `few`: as many rows as a decode step has.
+    """
+    row = matmul.choose(x, weight, n_out)
+    if row.name == "pallas":
+        return matmul.by_kernel(row, x, weight, layer)
+    use = partial(matmul.definition, x) if row.name == "reference" else partial(_plain, x, few=few)
+    return use(weight) if layer is None else with_layer(weight, layer, use)
+
+
+def _plain(x: jax.Array, weight: QTensor, few: bool) -> jax.Array:
+    """A product in plain XLA."""
     rows, width = x.shape
     if isinstance(weight, Int8):
         codes, scale = weight.codes.reshape(-1, width), weight.scale.reshape(-1)

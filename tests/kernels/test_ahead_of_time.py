@@ -1,4 +1,4 @@
-"""Attention compiled for machines that are not here, at the shapes of real models.
+"""Attention, and products with quantized weights, compiled for machines that are not here, at shapes of real models.
 
 Each target needs its compiler, in an environment of its own (docs/kernels.md):
 
@@ -6,6 +6,8 @@ Each target needs its compiler, in an environment of its own (docs/kernels.md):
     pip install -e ".[cuda]" pytest pytest-xdist hypothesis; pytest -n 0 tests/kernels/test_ahead_of_time.py
 """
 
+import math
+import re
 from functools import partial
 
 import jax
@@ -20,6 +22,8 @@ from jaxinfer.config import LayerKind
 from jaxinfer.kernels import dispatch
 from jaxinfer.kernels.attention import attend
 from jaxinfer.kernels.contract import Codes
+from jaxinfer.layers.linear import matmul
+from jaxinfer.layers.qtensor import Int4, Int8
 from jaxinfer.sharding import topologies
 
 TARGETS = ["v5e:2x2", "v6e:2x2", "h200"]
@@ -27,7 +31,18 @@ MODELS = {  # query heads, key/value heads, width, window
     "llama-3-8b": (32, 8, 128, None),
     "gemma-3-12b": (16, 8, 256, 1024),
 }
+WEIGHTS = {  # the distinct projections of a layer, outputs and inputs, and the head
+    "llama-3-8b": (
+        {"q": (32, 128, 4096), "kv": (8, 128, 4096), "o": (4096, 32, 128), "up": (14336, 4096), "down": (4096, 14336)},
+        (128256, 4096),
+    ),
+    "gemma-3-12b": (
+        {"q": (16, 256, 3840), "kv": (8, 256, 3840), "o": (3840, 16, 256), "up": (15360, 3840), "down": (3840, 15360)},
+        (262144, 3840),
+    ),
+}
 LAYERS, SLOTS = 4, 8192
+WEIGHT_LAYERS = 32  # a small stack would be brought into the memory of a TPU's processor as a whole
 
 
 @pytest.fixture(params=TARGETS)
@@ -35,7 +50,11 @@ def layout(request):
     extra = topologies.missing(request.param)
     if extra:
         pytest.skip(f"compiling for {request.param} takes {extra}")
-    return sharding.Sharding(Mesh(np.array(topologies.devices(request.param)[:1]).reshape(1, 1), ("data", "tensor")))
+    devices = np.array(topologies.devices(request.param)[:1]).reshape(1, 1)
+    cached = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)  # nothing here can load such a program again
+    yield sharding.Sharding(Mesh(devices, ("data", "tensor")))
+    jax.config.update("jax_enable_compilation_cache", cached)
 
 
 class Shapes:
@@ -104,3 +123,71 @@ def test_decode(layout, model, batch, tokens, stored):
 def test_paged_decode(layout, model, tokens, stored):
     shapes = Shapes(layout, model, 16, tokens, SLOTS, stored, page=128)
     check(shapes.attention(), shapes.layer_bytes)
+
+
+class Weight:
+    """A quantized weight as shapes, in a stack or alone."""
+
+    def __init__(self, of, format, shape, n_in, stacked):
+        lead = (WEIGHT_LAYERS,) if stacked else ()
+        self.shape, self.n_in = shape, n_in
+        outer, inner = shape[:-n_in], shape[-n_in:]
+        self.outputs, self.inputs = math.prod(outer), math.prod(inner)
+        if format == "int8":
+            self.array = Int8(of((*lead, *outer, self.inputs), "int8"), of((*lead, *outer), "float32"), inner)
+            return
+        group = int(format.partition("-")[2] or 32)
+        assert self.inputs % (2 * group) == 0
+        by_group = of((*lead, *outer, self.inputs // group), "float32")
+        self.array = Int4(of((*lead, *outer, self.inputs // 2), "uint8"), by_group, by_group, inner)
+
+
+def products_compiled(layout, weights, rows, stacked):
+    """A program with a product of each weight, of `rows` rows; of a stack, in a loop over its layers."""
+
+    def of(shape, dtype="bfloat16"):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(layout.mesh, PartitionSpec()))
+
+    made = [Weight(of, *given, stacked) for given in weights]
+
+    def layer_of(xs, arrays, layer):
+        return [matmul(x, w, m.shape, m.n_in, layer) for x, w, m in zip(xs, arrays, made, strict=True)]
+
+    def run(xs, arrays):
+        if not stacked:
+            return layer_of(xs, arrays, None)
+        ys = [jnp.zeros((rows, *m.shape[: -m.n_in])) for m in made]
+        return jax.lax.fori_loop(
+            0, WEIGHT_LAYERS, lambda layer, ys: jax.tree.map(jnp.add, ys, layer_of(xs, arrays, layer)), ys
+        )
+
+    args = [of((rows, *m.shape[-m.n_in :])) for m in made], [m.array for m in made]
+    with sharding.use(layout), dispatch.use("pallas"):
+        return made, jax.jit(run).lower(*args).compile()
+
+
+def check_products(made, compiled):
+    """A kernel for each, and no array as large as the codes of one layer's smallest weight, in whatever dtype."""
+    text = compiled.as_text()
+    kernels = re.findall(r'custom_call_target="(tpu_custom_call|mosaic_gpu[^"]*)"', text)
+    assert len(kernels) >= len(made)
+    bound = min(weight.outputs * weight.array.codes.shape[-1] for weight in made)
+    for shape, operation in re.findall(r"= \w+\[([\d,]*)\]\S* ([\w-]+)\(", text):
+        if operation not in ("parameter", "bitcast", "get-tuple-element"):
+            assert math.prod(int(n) for n in shape.split(",") if n) < bound, f"{operation} makes [{shape}]"
+
+
+@pytest.mark.parametrize("format", ["int8", "int4", "int4-64", "int4-128"])
+@pytest.mark.parametrize("rows", [1, 5, 64])
+@pytest.mark.parametrize("model", WEIGHTS)
+def test_projections(layout, model, rows, format):
+    shapes, _ = WEIGHTS[model]
+    weights = [(format, shape, 1 + (name == "o")) for name, shape in shapes.items()]
+    check_products(*products_compiled(layout, weights, rows, stacked=True))
+
+
+@pytest.mark.parametrize("rows", [1, 64])
+@pytest.mark.parametrize("model", WEIGHTS)
+def test_heads(layout, model, rows):
+    _, shape = WEIGHTS[model]
+    check_products(*products_compiled(layout, [("int8", shape, 1)], rows, stacked=False))

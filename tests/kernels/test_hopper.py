@@ -36,6 +36,12 @@ def test_the_cached_part(case, scoring, splits):
 
 
 @interpreted
+def test_other_blocks_and_a_longer_ring():
+    case = Case((4, 2), 64, 3, (0, 200, 512), slots=512)
+    check_half(case, kernel, plan={"block": 128, "stages": 3}, splits=1)
+
+
+@interpreted
 def test_prefill():
     case = Case((6, 2), 64, 100, (7,), slots=128, window=70)
     pos = jnp.where(jnp.arange(128) < 100, jnp.arange(128) + 7, -1)[None]

@@ -52,6 +52,14 @@ def test_int8_is_the_nearest_code_of_each_output(shape, n_in):
     np.testing.assert_allclose(dequantized(found), slow_int8(w, n_in), atol=1e-5)
 
 
+def test_inputs_lie_on_one_axis_that_is_split_as_the_first_of_them():
+    found = quantize_int8(weight(2, 5, 4, 8), n_in=2)
+    assert (found.codes.shape, found.scale.shape, found.shape) == ((2, 5, 32), (2, 5), (2, 5, 4, 8))
+    axes = found.axes(("layers", "embed", "heads", "head_dim"))
+    assert (axes.codes, axes.scale) == (("layers", "embed", "heads"), ("layers", "embed"))
+    assert jax.tree.structure(axes, is_leaf=lambda x: isinstance(x, tuple)) == jax.tree.structure(found)
+
+
 @pytest.mark.parametrize(("width", "group"), [(64, 32), (256, 128), (72, 32), (5, 64)])  # whole groups, and not
 def test_int4_is_the_nearest_code_of_each_group(width, group):
     w = weight(7, width)
