@@ -44,7 +44,7 @@ from jaxinfer.heads.heads import frequent
 from jaxinfer.transform import keep_layers
 
 LENGTHS = (1, 2, 300, 5, 17, 250, 64, 40)  # tokens of the prompts in a ragged batch
-LIMITS = (128, 3, 64, 1, 100, 128, 17, 31)  # new tokens of its rows, at most
+LIMITS = (64, 3, 48, 1, 33, 64, 17, 31)  # new tokens of its rows, at most
 
 KEYS = ("model", "policy", "method", "batch")  # of a cell
 HEADS = {jaxinfer.Medusa: ("medusa", "hydra"), jaxinfer.Eagle: ("eagle",), jaxinfer.MTP: ("mtp",)}
