@@ -252,11 +252,11 @@ def load(source: str, dtype: str | None = None, weights: str | None = None) -> M
     `random:llama3-8b` has that model's shape (`shapes.SHAPES`), random weights, and no tokenizer.
 
     dtype: "float32" or "bfloat16", of the weights and activations; None: float32 on a CPU, bfloat16 elsewhere. weights:
-    "int8", "int4" and the other formats of `transform.quantize`, into which they are rounded behind loading. Raises
-    InputError if there is nothing to load, or something is wrong with it.
+    "int8", "int4" and the other formats of `transform.quantize`, into which they are rounded one by one while they are
+    read. Raises InputError if there is nothing to load, or something is wrong with it.
     """
     from jaxinfer.checkpoint import load_checkpoint
-    from jaxinfer.transform.quantize import check_format, quantize_weights
+    from jaxinfer.transform.quantize import check_format, quantize_in_place
 
     if weights is not None:
         check_format(weights)
@@ -267,10 +267,9 @@ def load(source: str, dtype: str | None = None, weights: str | None = None) -> M
     enable_compilation_cache()
     if shape := shape_of(source):
         model = dataclasses.replace(Model.random(shape, dtype=dtype), name=source)
-    else:
-        found = load_checkpoint(source, dtype)
-        model = Model(found.config, found.params, found.tokenizer, found.name, dtype)
-    return model if weights in (None, model.weights) else quantize_weights(model, weights)
+        return model if weights is None else dataclasses.replace(model, params=quantize_in_place(model.params, weights))
+    found = load_checkpoint(source, dtype, weights=weights)
+    return Model(found.config, found.params, found.tokenizer, found.name, dtype)
 
 
 def _per_row(value: Any, batch: int, name: str, least: int) -> list[int]:

@@ -55,6 +55,7 @@ class Model:
     asked: list = field(default_factory=list)
     name: str = "stand-in"
     dtype: str = "float32"
+    weights: str | None = None
     config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(max_positions=1000))
 
     @property
@@ -266,6 +267,7 @@ def test_run_writes_the_table(jaxinfer_, config):
     assert [line.split()[1] for line in out.splitlines()] == ["row", ":-----", "greedy", "lookup"]
     assert (folder / "report.html").exists()
     assert f"report: {folder}/report.html" in err
+    assert "2 rows on any in float32 (weights float32, " in err
 
 
 def test_run_says_how_to_resume_and_resumes(jaxinfer_, config):

@@ -45,29 +45,41 @@ class Checkpoint:
     name: str
 
 
-def load_checkpoint(source: str | Path, dtype: Any = "float32", place: Place = jax.device_put) -> Checkpoint:
+def load_checkpoint(
+    source: str | Path, dtype: Any = "float32", place: Place = jax.device_put, weights: str | None = None
+) -> Checkpoint:
     """Load a model.
 
     `source` is a built-in name (`BUILTINS`), a .gguf file, a Hugging Face folder, a folder that `save_checkpoint`
     wrote, or the id of a model on the hub. Kernels and embedding come in `dtype` (float32 or bfloat16), norm scales in
     float32. `place` takes each finished parameter, a numpy array that is not written to afterwards, to where it will
-    live. Beside what is placed, the host holds one parameter at a time.
+    live. Beside what is placed, the host holds one parameter at a time. `weights`: a format of `transform.quantize`, to
+    which each parameter is rounded once it is placed: no two are there unrounded.
 
-    Raises InputError if there is no such model, if a file is damaged, or if the model is not supported.
+    Raises InputError if there is no such model, if a file is damaged, if the model is not supported, or if its weights
+    have another format already.
     """
+    from jaxinfer.transform.quantize import check_format, quantize_leaf  # which imports what imports this package
+
+    if weights is not None:
+        check_format(weights)
+
+    def finish(parameter: str, leaf: Any) -> Any:
+        return leaf if weights is None else quantize_leaf(parameter, leaf, weights)
+
     dtype = _dtype(dtype)
     path, name = locate(source)
     if path.is_file():
         header, family, config, tensors = open_gguf(path)
         tokenizer = tokenizer_from_gguf(header)
-        return Checkpoint(
-            config, assemble_params(tensors, family, config, "gguf", dtype, place, str(path)), tokenizer, name
-        )
+        params = assemble_params(tensors, family, config, "gguf", dtype, place, str(path), finish)
+        return Checkpoint(config, params, tokenizer, name)
     if (path / orbax.MANIFEST).exists():
-        return Checkpoint(*orbax.load(path, dtype, place))
+        return Checkpoint(*orbax.load(path, dtype, place, weights))
     family, config, tensors = open_folder(path)
     tokenizer = tokenizer_from_folder(path)
-    return Checkpoint(config, assemble_params(tensors, family, config, "hf", dtype, place, str(path)), tokenizer, name)
+    params = assemble_params(tensors, family, config, "hf", dtype, place, str(path), finish)
+    return Checkpoint(config, params, tokenizer, name)
 
 
 def _dtype(dtype: Any) -> jnp.dtype:

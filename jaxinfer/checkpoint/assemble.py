@@ -23,16 +23,24 @@ from jaxinfer.model import abstract_params
 BLOCK_ELEMENTS = 1 << 17  # elements that are dequantized at once: temporaries stay in the processor's cache
 
 Place = Callable[[np.ndarray], Any]
+Finish = Callable[[str, Any], Any]  # (path of a parameter, what was placed) -> what stands in the tree
 
 
 def assemble_params(
-    tensors: Tensors, family: Family, cfg: ModelConfig, fmt: Format, dtype: Any, place: Place, source: str
+    tensors: Tensors,
+    family: Family,
+    cfg: ModelConfig,
+    fmt: Format,
+    dtype: Any,
+    place: Place,
+    source: str,
+    finish: Finish = lambda path, leaf: leaf,
 ) -> dict:
     """The parameter tree of `cfg`, with kernels and embedding in `dtype` and norm scales in float32.
 
     `place` takes each finished leaf from the host to where it will live: `jax.device_put`, perhaps with a sharding.
-    `source` names the checkpoint in errors. Raises InputError, before any tensor is read, if a tensor is missing, not
-    known, or has the wrong shape.
+    `finish` makes of it what the tree holds, before the next is filled. `source` names the checkpoint in errors. Raises
+    InputError, before any tensor is read, if a tensor is missing, not known, or has the wrong shape.
     """
     leaves = flatten(abstract_params(cfg, dtype))
     wanted = slots(family, cfg, fmt, set(leaves))
@@ -53,7 +61,7 @@ def assemble_params(
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy's loops run beside each other
             list(pool.map(lambda fill: fill(), blocks))
-        placed[path] = jax.block_until_ready(place(leaf))
+        placed[path] = jax.block_until_ready(finish(path, jax.block_until_ready(place(leaf))))
         del leaf, blocks
     return unflatten(placed)
 

@@ -97,23 +97,20 @@ def convert(source: str | Path, destination: str | Path, dtype: Any = None, weig
     Raises InputError as loading and saving do.
     """
     from jaxinfer.checkpoint import load_checkpoint
-    from jaxinfer.transform.quantize import check_format, quantize_params
+    from jaxinfer.transform.quantize import check_format
 
     if weights is not None:
         check_format(weights)
     refuse_existing(destination)  # before the long part
-    found = load_checkpoint(source, dtype or "float32")
-    if weights is not None and weights != (has := format_of(found.params)):
-        if has:
-            raise InputError(f"{source}: has {has} weights already")
-        found = dataclasses.replace(found, params=quantize_params(found.params, weights))
-    save(found, destination)
+    save(load_checkpoint(source, dtype or "float32", weights=weights), destination)
 
 
-def load(path: Path, dtype: Any, place: Place) -> tuple[ModelConfig, dict, Tokenizer | None, str]:
-    """Read what `save` wrote: configuration, parameters in `dtype`, tokenizer, name.
+def load(
+    path: Path, dtype: Any, place: Place, weights: str | None = None
+) -> tuple[ModelConfig, dict, Tokenizer | None, str]:
+    """Read what `save` wrote: configuration, parameters in `dtype`, tokenizer, name. `weights`: see `load_checkpoint`.
 
-    Raises InputError if the folder is not such a checkpoint, or is damaged.
+    Raises InputError if the folder is not such a checkpoint, is damaged, or has weights of another format already.
     """
     manifest = read_json(path / MANIFEST)
     if manifest.get("format") != _FORMAT:
@@ -122,19 +119,24 @@ def load(path: Path, dtype: Any, place: Place) -> tuple[ModelConfig, dict, Token
         config = config_from_json(manifest["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path / MANIFEST}: the configuration does not fit: {error}") from None
-    params = _read_params(path, config, dtype, place, manifest.get("weights"))
-    return config, params, _read_tokenizer(path), str(manifest.get("name", path.name))
+    name, has = str(manifest.get("name", path.name)), manifest.get("weights")
+    if weights is not None and has not in (None, weights):
+        raise InputError(f"{path}: {name} has {has} weights already")
+    params = _read_params(path, config, dtype, place, has, weights)
+    return config, params, _read_tokenizer(path), name
 
 
-def _read_params(path: Path, config: ModelConfig, dtype: Any, place: Place, weights: str | None) -> dict:
+def _read_params(
+    path: Path, config: ModelConfig, dtype: Any, place: Place, has: str | None, weights: str | None
+) -> dict:
     import orbax.checkpoint as ocp
 
-    from jaxinfer.transform.quantize import check_format, quantize_params
+    from jaxinfer.transform.quantize import check_format, quantize_leaf, quantize_params
 
     tree = abstract_params(config, dtype)
-    if weights is not None:
-        check_format(weights, f"{path / MANIFEST}: weights ")
-        tree = jax.eval_shape(lambda params: quantize_params(params, weights), tree)
+    if has is not None:
+        check_format(has, f"{path / MANIFEST}: weights ")
+        tree = jax.eval_shape(lambda params: quantize_params(params, has), tree)
     wanted = flatten(to_plain(tree))
     with ocp.PyTreeCheckpointer() as checkpointer:
         try:
@@ -148,7 +150,14 @@ def _read_params(path: Path, config: ModelConfig, dtype: Any, place: Place, weig
         except Exception as error:
             raise InputError(f"{path / 'params'}: is damaged: {error}") from None
     leaves = flatten(params)
-    return from_plain(unflatten({name: jax.block_until_ready(place(leaves.pop(name))) for name in wanted}), tree)
+    del params
+
+    def placed(name: str) -> Any:
+        leaf = jax.block_until_ready(place(leaves.pop(name)))
+        return leaf if has or not weights else jax.block_until_ready(quantize_leaf(name, leaf, weights))
+
+    found = unflatten({name: placed(name) for name in wanted})
+    return from_plain(found, tree) if has else found
 
 
 def _read_tokenizer(path: Path) -> Tokenizer | None:

@@ -30,6 +30,7 @@ class Summary:
     tokens_per_step: float
     identical: str
     compile_seconds: float
+    weights: str  # their format
     weight_bytes: int
     cache_bytes: int
     temp_bytes: int
@@ -102,6 +103,7 @@ def _summary(row: Mapping[str, Any], base: Mapping[str, Any] | None) -> Summary:
         tokens_per_step=row["tokens_per_step"],
         identical="n/a" if is_sampled(row) else same,
         compile_seconds=row["compile_seconds"],
+        weights=row.get("weights", row["dtype"]),  # rows of older runs say no more
         weight_bytes=row["weight_bytes"],
         cache_bytes=row["cache_bytes"],
         temp_bytes=row["temp_bytes"],

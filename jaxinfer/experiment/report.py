@@ -37,10 +37,14 @@ def sentence(config: Experiment, rows: Sequence[Row]) -> str:
     prompts = _plural(len(rows[0]["prompts"]), "prompt") if rows else "prompts"
     source = config.prompts.source if isinstance(config.prompts.source, str) else "of the config"
     dtype = rows[0]["dtype"] if rows else config.model.dtype or "its default type"
+    weights = f" (weights {config.model.weights})" if config.model.weights else ""
+    if rows:
+        own = min(rows, key=lambda row: row["weight_bytes"])  # without draft models
+        weights = f" (weights {own.get('weights', dtype)}, {table.size(own['weight_bytes'])})"
     context = config.model.context
     longer = f" with {context.factor:g} times its context ({context.kind} positions)" if context else ""
     return (
-        f"{count} on {_plain(config.model.source)}{longer} in {dtype}: {prompts} "
+        f"{count} on {_plain(config.model.source)}{longer} in {dtype}{weights}: {prompts} "
         f"({_plain(source)}), up to {decoding.max_new_tokens} new tokens each, batch {decoding.batch}, "
         f"median of {_plural(decoding.repeats, 'timed pass', 'timed passes')}."
     )

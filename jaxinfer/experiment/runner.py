@@ -174,6 +174,7 @@ def measure(
     return {
         **dataclasses.asdict(row),
         "dtype": model.dtype,
+        "weights": model.weights or model.dtype,
         "decode_rates": [_mean(one, "decode_rate", _decode_seconds) for one in stats],
         "baseline_rates": base_rates,
         "prefill_rates": [_mean(one, "prefill_rate", _prefill_seconds) for one in stats],

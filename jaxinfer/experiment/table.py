@@ -34,7 +34,7 @@ COLUMNS: tuple[tuple[str, Callable[[Summary], str]], ...] = (
     ("prefill tokens/s", lambda row: rate(row.prefill)),
     ("GB/s", lambda row: f"{row.bandwidth / 1e9:.3g}"),
     ("compile s", lambda row: f"{row.compile_seconds:.1f}"),
-    ("weights", lambda row: size(row.weight_bytes)),
+    ("weights", lambda row: f"{row.weights}, {size(row.weight_bytes)}"),
     ("cache", lambda row: size(row.cache_bytes)),
     ("temporaries", lambda row: size(row.temp_bytes)),
     ("peak RSS", lambda row: size(row.peak_rss_bytes)),
@@ -43,8 +43,9 @@ MEANING = (
     "decode tokens/s: median of the timed passes, compile time apart; speedup and identical: against greedy under the "
     "same cache policy, the speedup pass by pass in alternation, identical counting prompts with equal token ids (n/a: "
     "outputs are sampled); tokens/step: "
-    "emitted for each forward pass of the model; GB/s: bytes that decoding had to read, over its time; peak RSS: of "
-    "the process, up to and including this row."
+    "emitted for each forward pass of the model; GB/s: bytes that decoding had to read, over its time; weights: the "
+    "format of the model's, and the bytes of all that the row reads, a draft model's too; peak RSS: of the process, up "
+    "to and including this row."
 )
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 import jaxinfer
 from jaxinfer.errors import InputError
-from jaxinfer.experiment import compare, extras, merge, registry, results, table
+from jaxinfer.experiment import compare, extras, merge, registry, report, results, table
 from jaxinfer.experiment.merge import Origin
 from jaxinfer.experiment.prompts import load_prompts
 from jaxinfer.experiment.runner import Interrupted, run
@@ -225,7 +225,9 @@ def run_experiment(config_file: str, arguments: list[str], resume: bool) -> None
         command = shlex.join(["jaxinfer", "run", config_file, *overrides, "--resume", str(stop.folder)])
         stderr.print(f"interrupted: {stop}; to go on: {command}", markup=False, soft_wrap=True)
         raise
-    summaries = compare.summarize(results.read_rows(folder))
+    rows = results.read_rows(folder)
+    summaries = compare.summarize(rows)
+    stderr.print(report.sentence(config, rows), markup=False, soft_wrap=True)
     if sys.stdout.isatty():
         Console(highlight=False).print(table.terminal(summaries))
     else:

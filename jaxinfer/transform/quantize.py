@@ -45,18 +45,31 @@ def check_format(format: str, what: str = "weights=") -> None:
 
 def quantize_params(params: dict[str, Any], format: str) -> dict[str, Any]:
     """The parameter tree with QTensors in place of the arrays that products read most of."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: quantize_leaf("/".join(entry.key for entry in path), leaf, format), params
+    )
 
-    def quantized(path: Any, leaf: Any) -> Any:
-        name = "/".join(entry.key for entry in path)
-        if not any(kind.fullmatch(name) for kind in (_EMBEDDINGS, _KERNELS, _EXPERTS)):
-            return leaf
-        n_in = 2 if name.endswith(("/attention/o/kernel", "/mixer/o/kernel")) else 1
-        # In int4 the embedding alone would cost SmolLM2 0.075 nats a token, and all that is behind it nothing.
-        if format in ("int8", "w8a8") or _EMBEDDINGS.fullmatch(name):
-            return _int8(leaf, n_in, format == "w8a8")
-        return _int4(leaf, int(format.partition("-")[2] or 32), n_in)
 
-    return jax.tree_util.tree_map_with_path(quantized, params)
+def quantize_in_place(params: dict[str, Any], format: str, prefix: str = "") -> dict[str, Any]:
+    """`quantize_params` that forgets each array once it is rounded: no two are there unrounded and rounded."""
+    for name, leaf in params.items():
+        path = prefix + name
+        if isinstance(leaf, dict):
+            quantize_in_place(leaf, format, f"{path}/")
+        else:
+            params[name] = jax.block_until_ready(quantize_leaf(path, leaf, format))
+    return params
+
+
+def quantize_leaf(path: str, leaf: Any, format: str) -> Any:
+    """The parameter at a path such as "segment_0/layer_0/mlp/up/kernel": a QTensor, or itself if it stays an array."""
+    if not any(kind.fullmatch(path) for kind in (_EMBEDDINGS, _KERNELS, _EXPERTS)):
+        return leaf
+    n_in = 2 if path.endswith(("/attention/o/kernel", "/mixer/o/kernel")) else 1
+    # In int4 the embedding alone would cost SmolLM2 0.075 nats a token, and all that is behind it nothing.
+    if format in ("int8", "w8a8") or _EMBEDDINGS.fullmatch(path):
+        return _int8(leaf, n_in, format == "w8a8")
+    return _int4(leaf, int(format.partition("-")[2] or 32), n_in)
 
 
 _int8 = partial(jax.jit, static_argnums=(1, 2))(lambda w, n_in, activations: quantize_int8(w, n_in, activations))

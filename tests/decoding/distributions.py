@@ -31,16 +31,39 @@ def texts_of(target, method, sampling, rows=4096, calls=2):
 def exact(target, temperature, top_k):
     """The probability of each text of three tokens."""
     texts = np.array([[*PROMPT, *tail] for tail in product(range(VOCAB), repeat=2)])
-    logits = np.asarray(target.logits(texts), np.float64)[:, len(PROMPT) - 1 :] / temperature
-    logits[logits < np.sort(logits, axis=-1)[..., -top_k, None]] = -np.inf
-    probs = np.exp(logits - logits.max(-1, keepdims=True))
-    probs = (probs / probs.sum(-1, keepdims=True)).reshape(VOCAB, VOCAB, 3, VOCAB)
+    logits = np.asarray(target.logits(texts), np.float64)[:, len(PROMPT) - 1 :]
+    probs = truncated(logits, temperature, top_k).reshape(VOCAB, VOCAB, 3, VOCAB)
     one, two, three = probs[0, 0, 0], probs[:, 0, 1], probs[:, :, 2]
     return one[:, None, None] * two[:, :, None] * three
 
 
+def truncated(logits, temperature, top_k, top_p=1.0):
+    """Probabilities [..., V] of the top_k likeliest tokens, and of these the fewest that have top_p of the mass."""
+    logits = logits / temperature
+    logits[logits < np.sort(logits, axis=-1)[..., -top_k, None]] = -np.inf
+    probs = np.exp(logits - logits.max(-1, keepdims=True))
+    probs /= probs.sum(-1, keepdims=True)
+    order = np.argsort(-probs, axis=-1, kind="stable")
+    falling = np.take_along_axis(probs, order, axis=-1)
+    beyond = np.cumsum(falling, axis=-1) - falling >= top_p  # what is likelier has that much already
+    np.put_along_axis(probs, order, np.where(beyond, 0, falling), axis=-1)
+    return probs / probs.sum(-1, keepdims=True)
+
+
+def pairs_of(target, method, sampling, rows=2048, new=51):
+    """How often two tokens followed a third, [V, V, V], in rows of `new` tokens each, without overlap."""
+    prompts = [[row % VOCAB] for row in range(rows)]
+    tokens = target.generate(prompts, max_new_tokens=new, method=method, sampling=sampling).tokens
+    texts = np.array(tokens)[:, : new // 3 * 3].reshape(-1, 3)
+    counts = np.zeros((VOCAB,) * 3)
+    np.add.at(counts, tuple(texts.T), 1)
+    return counts
+
+
 def excess(counts, probs):
     """Chi-square over its threshold: a correct method is below 1 but for one seed in 100,000."""
+    if counts[probs == 0].any():
+        return np.inf  # what has been truncated away must not come at all
     observed, expected = counts.ravel(), counts.sum() * probs.ravel()
     often = expected >= 5
     observed, expected = (np.append(x[often], x[~often].sum()) for x in (observed, expected))

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from distributions import VOCAB, disagreeing_pair, exact, excess, texts_of
-from small_methods import blurred
+from distributions import VOCAB, disagreeing_pair, exact, excess, pairs_of, texts_of, truncated
+from small_methods import blurred, silenced
 
 from jaxinfer import (
     Cascade,
@@ -21,7 +21,8 @@ from jaxinfer import (
     Speculative,
 )
 from jaxinfer.config import SSM, LayerKind, Segment
-from jaxinfer.decoding import lengths, speculative
+from jaxinfer.decoding import cascade, lengths, speculative
+from jaxinfer.decoding.sampling import distribution
 
 LENGTHS = (1, 4, 30, 17, 64)
 NEW = 40
@@ -142,6 +143,34 @@ def test_other_drafts_keep_the_distribution_too(disagreeing, method):
     sampling = Sampling(temperature=0.8)
     counts = texts_of(target.attach(draft=draft), method, sampling)
     assert excess(counts, exact(target, 0.8, VOCAB)) < 1
+
+
+def excess_of_three(disagreeing, method, rows=2048):
+    """`excess` of 104,448 tokens that a target wrote with a draft and a draft of that, all three of them different.
+
+    The layers of the three add nothing, so that each token goes by the one before it alone, and of every three tokens
+    the last two are a draw of their own, given the first.
+    """
+    target, draft = disagreeing
+    target, draft, third = (silenced(one, [0]) for one in (target, draft, Model.random(target.config, seed=5)))
+    model = target.attach(draft=draft.attach(draft=third))
+    counts = pairs_of(model, method, Sampling(temperature=0.8, top_k=6, top_p=0.9), rows)
+    logits = np.asarray(target.logits(np.arange(VOCAB)[:, None]), np.float64)[:, 0]
+    probs = truncated(logits, 0.8, 6, 0.9)
+    first = counts.sum(axis=(1, 2)) / counts.sum()
+    return excess(counts, first[:, None, None] * probs[:, :, None] * probs)
+
+
+def test_three_models_keep_the_distribution_too(disagreeing):
+    """The draft draws again where it refuses the third's guess, and the target where it refuses what came of that."""
+    assert excess_of_three(disagreeing, Cascade(3, inner=Speculative(3))) < 1
+
+
+def test_the_statistic_notices_a_draft_that_records_another_distribution(disagreeing, monkeypatch):
+    """The tokens of a draft are drawn at another temperature than the target is told."""
+    monkeypatch.setattr(cascade, "distribution", lambda sampling, logits: distribution(sampling, 1.5 * logits))
+    method = Cascade(3, inner=Speculative(3, confidence=1e-6))  # a program of its own
+    assert excess_of_three(disagreeing, method, rows=512) > 1.5
 
 
 def test_the_statistic_notices_a_proposal_that_is_not_what_was_drawn_from(disagreeing, monkeypatch):

@@ -30,6 +30,7 @@ class FakeModel:
     slow_from: int = 10**9  # from this call on the machine has half its speed
     name: str = "fake"
     dtype: str = "float32"
+    weights: str | None = None
     config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(max_positions=1000))
 
     def generate(self, prompts, *, max_new_tokens, method, policy, sampling, seed):

@@ -5,7 +5,7 @@ import pytest
 from fakes import FakeModel
 from rich.console import Console
 
-from jaxinfer.experiment import load_prompts, run, table
+from jaxinfer.experiment import load_prompts, results, run, table
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -68,6 +68,19 @@ def test_the_markdown_table_has_a_line_for_each_row(folder):
     assert len(lines) == 2 + 3
     assert len({len(line) for line in lines}) == 1
     assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize(("weights", "shown"), [(None, "float32"), ("int8", "int8")])
+def test_the_format_of_the_weights_stands_beside_their_size(make, weights, shown):
+    config = make("prompts.source=[abc]", "model.weights=null" if weights is None else f"model.weights={weights}")
+    folder = run(config, FakeModel(weights=weights), load_prompts(config.prompts), None, Console(quiet=True))
+    header, *rows = [line for line in (folder / "table.md").read_text().splitlines() if line.startswith("|")]
+    column = [cell.strip() for cell in header.split("|")].index("weights")
+    assert {row.split("|")[column].strip() for row in rows[1:]} == {f"{shown}, 1 kB"}
+    page = (folder / "report.html").read_text()
+    assert f"<td>{shown}, 1 kB</td>" in page
+    assert f"in float32 (weights {shown}, 1 kB): 1 prompt" in page
+    assert {row["weights"] for row in results.read_rows(folder)} == {shown}
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,16 @@
 """Models with quantized weights are the models with the weights that these stand for, under every method."""
 
 import dataclasses
+import weakref
 
 import jax
 import numpy as np
 import pytest
 
 import jaxinfer
-from jaxinfer import InputError, Lookup, Model, SelfSpeculative
+from jaxinfer import InputError, Lookup, Model, SelfSpeculative, shapes
 from jaxinfer.analysis.quality import token_nll
-from jaxinfer.checkpoint import Checkpoint, export, save_checkpoint
+from jaxinfer.checkpoint import Checkpoint, export, load_checkpoint, save_checkpoint
 from jaxinfer.config import MoE
 from jaxinfer.layers.qtensor import is_quantized
 from jaxinfer.transform.quantize import FORMATS, dequantize_params, quantize_weights
@@ -109,6 +110,30 @@ def test_folders_keep_the_codes_and_exports_the_numbers(tiny_llama, tmp_path, ra
     exported = jaxinfer.load(str(tmp_path / "exported"), dtype="float32")
     assert exported.weights is None
     np.testing.assert_allclose(exported.logits(tokens), plain(model).logits(tokens), atol=1e-5)
+
+
+def test_what_is_loaded_is_rounded_before_the_next_is_read(tiny_llama, tmp_path, monkeypatch):
+    """No two parameters that are rounded are there unrounded, in a folder of either kind; the numbers are the same."""
+    save_checkpoint(Checkpoint(tiny_llama.config, tiny_llama.params, None, "tiny"), tmp_path / "kept")
+    export(tmp_path / "kept", tmp_path / "exported")
+    expected = quantize_weights(tiny_llama, "int8").params
+    kept = sum(x.nbytes for x in jax.tree.leaves(expected, is_leaf=is_quantized) if not is_quantized(x))
+    for folder in ("kept", "exported"):
+        placed, held = [], []
+
+        def place(leaf, placed=placed, held=held):
+            held.append(sum(one().nbytes for one in placed if one() is not None))
+            there = jax.device_put(leaf)
+            placed.append(weakref.ref(there))
+            return there
+
+        params = load_checkpoint(tmp_path / folder, "float32", place, weights="int8").params
+        assert max(held) <= kept
+        assert jax.tree.structure(params) == jax.tree.structure(expected)
+        assert all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(expected)))
+    monkeypatch.setitem(shapes.SHAPES, "tiny", tiny_llama.config)
+    params = jaxinfer.load("random:tiny", dtype="float32", weights="int8").params  # of the same seed
+    assert all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(expected)))
 
 
 def test_bad_formats_are_one_line(tiny_llama):

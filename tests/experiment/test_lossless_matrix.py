@@ -1,0 +1,124 @@
+"""experiments/lossless_matrix.py on random weights: what it finds, a method that lies, and what it refuses."""
+
+import dataclasses
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+import jaxinfer
+from jaxinfer import METHODS, InputError, Lookup
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "lossless_matrix.yaml")
+PROMPTS = "prompts.source=[abcabcab,hello hello,xyxyxyxyxyxyxy]"
+ONE_MODEL = ("models=[tiny]", "prompts.per_family=null", PROMPTS, "policies=[window]", "max_new_tokens=12")
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("lossless_matrix", ROOT / "experiments" / "lossless_matrix.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def loads(monkeypatch, tiny_gemma):
+    """The model that is loaded, and how often it was."""
+    letters = SimpleNamespace(stop_ids=(), has_chat=False, encode=lambda text: [ord(c) % 97 for c in text], decode=str)
+    calls = []
+    model = dataclasses.replace(tiny_gemma, tokenizer=letters)
+    monkeypatch.setattr(jaxinfer, "load", lambda source, dtype: calls.append(source) or model)
+    return calls
+
+
+@dataclass(frozen=True)
+class Liar(Lookup):
+    """Says the id above the right one in the first place of its text, and claims to be lossless."""
+
+    lossless: ClassVar[bool] = True
+
+    def verify(self, ctx, state, draft, output, logits):
+        verdict = super().verify(ctx, state, draft, output, logits)
+        lies = (state.steps == 0)[:, None] & (np.arange(verdict.emit.shape[1]) == 0)
+        return dataclasses.replace(verdict, emit=(verdict.emit + lies) % logits.shape[-1])
+
+
+def run(script, tmp_path, methods, *more):
+    overrides = (f"methods={json.dumps(methods)}", f"output={tmp_path}", *more)
+    code = script.main(CONFIG, *ONE_MODEL, *overrides)
+    (folder,) = tmp_path.iterdir()
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return code, [line for line in lines if "method" in line], [line for line in lines if "greedy" in line]
+
+
+def test_a_method_that_lies_is_found_and_an_interrupted_run_goes_on(script, tmp_path, monkeypatch, loads, tiny_gemma):
+    monkeypatch.setitem(METHODS, "liar", Liar)
+    methods = {"lookup": "lookup", "liar": "liar"}
+    real = script.one_cell
+    monkeypatch.setattr(script, "one_cell", lambda *args: real(*args) if len(loads) == 1 else pytest.fail("again"))
+    code, cells, texts = run(script, tmp_path, methods, "batches=[3,1]")
+    assert code == 1
+    assert [(cell["method"], cell["batch"], cell["rows"]) for cell in cells] == [
+        ("lookup", 3, 3),
+        ("lookup", 1, 1),
+        ("liar", 3, 3),
+        ("liar", 1, 1),
+    ]
+    assert [len(cell["wrong"]) for cell in cells] == [0, 0, 3, 1]
+    assert len(texts) == 3  # whatever the batch, the method and the policy
+    prompt = [ord(c) % 97 for c in "abcabcab"]
+    (wrong,) = [w for w in cells[2]["wrong"] if w["prompt"] == prompt]
+    logits = np.asarray(tiny_gemma.logits([prompt]))[0, -1]
+    best = int(logits.argmax())
+    assert wrong["at"] == 0
+    assert wrong["margin"] == pytest.approx(logits[best] - logits[(best + 1) % 97], abs=1e-4)
+    (folder,) = tmp_path.iterdir()
+    assert "0/3" in (folder / "table.txt").read_text()
+
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    (folder / "results.jsonl").write_text("\n".join(lines[:-2]) + "\n")  # the liar's cells
+    ran = []
+    monkeypatch.setattr(script, "one_cell", lambda *args: ran.append(args) or real(*args))
+    code, again, _ = run(script, tmp_path, methods, "batches=[3,1]", "--resume")
+    assert (code, len(ran)) == (1, 2)
+    assert [cell["wrong"] for cell in again] == [cell["wrong"] for cell in cells]
+
+
+def test_the_config_covers_every_lossless_method_and_each_batch_every_family(script):
+    config = script.read_as(script.Config, CONFIG)
+    methods = script.methods_of(config)
+    assert [kind for name, (_, kind) in methods.items() if name.startswith("medusa")] == ["medusa", "hydra"]
+    lossless = {cls for cls in METHODS.values() if getattr(cls(), "lossless", True)}
+    assert {type(method) for method, _ in methods.values()} == lossless
+    families = [script.Prompt(f"{family}", f"{family}{i}") for family in "abcdef" for i in range(2)]
+    order = script.in_turn(families)
+    texts = [[ord(prompt.family)] * 400 for prompt in order]
+    for first in range(12):
+        ((*rows,),) = script.batches_of(config, 8, texts, first)
+        assert {prompt[0] for prompt, _ in rows} == set(map(ord, "abcdef"))
+        assert {len(prompt) for prompt, _ in rows} == {320}
+        assert len(script.batches_of(config, 1, texts, first)) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("policies=[quantized]", "policies: 'quantized' rounds keys and values"),
+        ("policies=[nothing]", "'nothing' is no policy; valid: dense, "),
+        ("batches=[0]", "batches: 0 must be a whole number from 1, or 'ragged'"),
+        ("texts=0", "texts=0 must be at least 1"),
+        ("methods.tree.lenience=0.5", "methods.tree: .* is lossy"),
+        ("methods.both={name: fallback, second: medusa}", "methods.both: .* needs heads within"),
+    ],
+)
+def test_a_config_that_makes_no_sense(script, tmp_path, override, message):
+    with pytest.raises(InputError, match=message):
+        script.main(CONFIG, override, f"output={tmp_path}")
+    assert not list(tmp_path.iterdir())
