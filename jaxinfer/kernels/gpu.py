@@ -26,15 +26,15 @@ WIDTHS = (64, 96, 128, 256)
 LAYOUT = plgpu.Layout.WGMMA
 OF_ROWS, OF_SLOTS = LAYOUT.reduce(1), LAYOUT.reduce(0)
 
-SINCE_011 = tuple(map(int, jax.__version__.split(".")[:2])) >= (0, 11)
+_SINCE_011 = tuple(map(int, jax.__version__.split(".")[:2])) >= (0, 11)
 
 
-def _load(ref: Any, layout: Any) -> jax.Array:
-    return plgpu.load(ref, *(() if SINCE_011 else ((),)), layout=layout)
+def _load(ref: Any, layout: Any, **options: Any) -> jax.Array:
+    return plgpu.load(ref, *(() if _SINCE_011 else ((),)), layout=layout, **options)
 
 
 def _transposed(ref: Any) -> Any:
-    return ref.transpose((1, 0)) if SINCE_011 else plgpu.transpose_ref(ref, (1, 0))
+    return ref.transpose((1, 0)) if _SINCE_011 else plgpu.transpose_ref(ref, (1, 0))
 
 
 def _tiled(width: int, dtype: Any) -> tuple[Any, ...]:

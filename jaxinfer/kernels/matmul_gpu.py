@@ -21,10 +21,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxinfer.kernels import blocks
-from jaxinfer.kernels.gpu import LAYOUT, OF_ROWS, OF_SLOTS, SINCE_011, WAVE, _load, _tiled, _transposed
+from jaxinfer.kernels.gpu import LAYOUT, OF_ROWS, OF_SLOTS, WAVE, _load, _tiled, _transposed
 from jaxinfer.layers.qtensor import Int8, QTensor
 
-LOAD_ALL = () if SINCE_011 else ((),)
 CHUNK = 128  # bytes of each output in a slot of the ring: the widest row of a swizzled tile
 
 
@@ -109,7 +108,7 @@ def _kernel(refs, s, *, outputs, chunks, splits, group, eight, real):
         """A number for each output, float32[outputs], along the rows of an accumulator."""
         if not real:
             return ref[layer, here, at]
-        return plgpu.load(ref.at[layer, here, at], *LOAD_ALL, layout=OF_ROWS, optimized=False)
+        return _load(ref.at[layer, here, at], OF_ROWS, optimized=False)
 
     def rows(a):
         return lax.broadcast_in_dim(a, shape, [0])

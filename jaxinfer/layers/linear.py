@@ -54,9 +54,12 @@ def _formulation(x: jax.Array, n_out: int) -> tuple[Callable[[Any], jax.Array], 
     if platform() != "cpu" or rows > FEW_ROWS:
         return lambda w: dot(x, w.reshape(n_out, width), ((1,), (1,))), lambda y: y
     if rows > 1:
-        whole = jnp.pad(x, ((0, -rows % 8 if rows > 4 else 0), (0, 0)))
-        finish = lambda y: jax.lax.optimization_barrier(y).T[:rows]  # noqa: E731
-        return lambda w: dot(w.reshape(n_out, width), whole, ((1,), (1,))), finish
+        more = -rows % 8 if rows > 4 else 0
+        whole = jnp.pad(x, ((0, more), (0, 0)))
+        return (
+            lambda w: dot(w.reshape(n_out, width), whole, ((1,), (1,))),
+            lambda y: jax.lax.optimization_barrier(y).T[:rows],
+        )
     parts = math.gcd(n_out, CORES)
     each = jnp.broadcast_to(x, (parts, width))
     return lambda w: dot(w.reshape(parts, -1, width), each, ((2,), (1,)), ((0,), (0,))), lambda y: y.reshape(1, n_out)

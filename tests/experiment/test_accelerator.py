@@ -1,21 +1,16 @@
 """The script that runs the others: a part that fails or takes too long is named, and the rest is kept."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+import scripts
 
 from jaxinfer import InputError
-
-SCRIPT = Path(__file__).parents[2] / "experiments" / "accelerator.py"
 
 
 @pytest.fixture
 def accelerator(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("accelerator", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = scripts.load("accelerator")
     for name, code in {
         "good": "import sys; print('measured', *sys.argv[1:])",
         "bad": "import os; print('begun', flush=True); os.abort()",

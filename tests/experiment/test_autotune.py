@@ -1,12 +1,11 @@
 """The table of block sizes: what the script writes is what the kernels run with."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+import scripts
 import yaml
 
 from jaxinfer import InputError
@@ -14,16 +13,12 @@ from jaxinfer.kernels import blocks, dispatch, matmul, tpu
 from jaxinfer.layers.linear import matmul as linear
 from jaxinfer.layers.qtensor import quantize_int8
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "autotune.py"
 OTHER = {"TPU v9": {"matmul": {"int8 8": {"outputs": 256, "depth": 64, "basis": "measured: elsewhere"}}}}
 
 
 @pytest.fixture
 def autotune():
-    spec = importlib.util.spec_from_file_location("autotune", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("autotune")
 
 
 @pytest.fixture

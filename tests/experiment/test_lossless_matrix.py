@@ -1,31 +1,26 @@
 """experiments/lossless_matrix.py on random weights: what it finds, a method that lies, and what it refuses."""
 
 import dataclasses
-import importlib.util
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
+import scripts
 
 import jaxinfer
 from jaxinfer import METHODS, InputError, Lookup
 
-ROOT = Path(__file__).parents[2]
-CONFIG = str(ROOT / "configs" / "lossless_matrix.yaml")
+CONFIG = str(scripts.ROOT / "configs" / "lossless_matrix.yaml")
 PROMPTS = "prompts.source=[abcabcab,hello hello,xyxyxyxyxyxyxy]"
 ONE_MODEL = ("models=[tiny]", "prompts.per_family=null", PROMPTS, "policies=[window]", "max_new_tokens=12")
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("lossless_matrix", ROOT / "experiments" / "lossless_matrix.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("lossless_matrix")
 
 
 @pytest.fixture

@@ -1,24 +1,19 @@
 """experiments/moe_capacity.py on shapes that take seconds: what it finds, and what it refuses."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+import scripts
 
 from jaxinfer.errors import InputError
 
-ROOT = Path(__file__).parents[2]
-CONFIG = str(ROOT / "configs" / "moe_capacity.yaml")
+CONFIG = str(scripts.ROOT / "configs" / "moe_capacity.yaml")
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("moe_capacity", ROOT / "experiments" / "moe_capacity.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("moe_capacity")
 
 
 def small(tmp_path, *more):
