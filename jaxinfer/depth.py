@@ -18,7 +18,16 @@ from jaxinfer.cache.store import Cache, Store
 from jaxinfer.config import ModelConfig
 from jaxinfer.layers.attention import Place, Step
 from jaxinfer.layers.norm import Norm
-from jaxinfer.model import Block, Output, Transformer, by_kind, concat, layer_places, logits_of
+from jaxinfer.model import (
+    Block,
+    Output,
+    Transformer,
+    by_kind,
+    concat,
+    layer_places,
+    likeliest_token,
+    logits_of,
+)
 
 
 def embed(model: Transformer, params: Any, tokens: jax.Array, positions: jax.Array) -> jax.Array:
@@ -208,7 +217,7 @@ def most_likely(model: Transformer, params: Any, tokens: jax.Array, kept: jax.Ar
 
         x, _ = jax.lax.scan(body, x, (places, gates))
         start += count
-    return jnp.argmax(logits_of(model, params, final_norm(model, params, x)), axis=-1).astype(jnp.int32)
+    return likeliest_token(logits_of(model, params, final_norm(model, params, x)))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -232,5 +241,5 @@ def states(model: Transformer, params: Any, tokens: jax.Array) -> tuple[jax.Arra
         x, behind = jax.lax.scan(body, x, places)
         found.append(behind.reshape(segment.repeats * len(segment.pattern), *x.shape))
     hidden = final_norm(model, params, jnp.concatenate(found))
-    said = jax.lax.map(lambda h: jnp.argmax(logits_of(model, params, h), axis=-1).astype(jnp.int32), hidden)
+    said = jax.lax.map(lambda h: likeliest_token(logits_of(model, params, h)), hidden)
     return hidden, said

@@ -6,9 +6,11 @@ The cache is read-only inside: forward attends over what is committed and over i
 fresh keys and values for `policy.commit`.
 """
 
+import math
 from functools import partial
 from typing import Any, cast
 
+import einops
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -25,7 +27,9 @@ from jaxinfer.layers.mlp import MLP
 from jaxinfer.layers.moe import Experts
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.recurrent import mixer_of
-from jaxinfer.sharding.rules import constrain
+from jaxinfer.sharding.rules import constrain, platform
+
+ARGMAX_BLOCK = 256
 
 
 @struct.dataclass
@@ -183,6 +187,21 @@ def forward(
 def logits_of(model: Transformer, params: Any, hidden: jax.Array) -> jax.Array:
     """hidden[B, T, D] -> float32[B, T, V]."""
     return cast(jax.Array, model.apply({"params": params}, hidden, method=Transformer.logits))
+
+
+def likeliest_token(logits: jax.Array) -> jax.Array:
+    """The most likely tokens of logits[..., V], of equals the first: i32[...].
+
+    XLA on a CPU looks for an argmax one number at a time, 0.9 ms for eight times 49,152. A maximum it finds in vectors:
+    so first that of each block, and then the place in the best of the blocks.
+    """
+    block = math.gcd(logits.shape[-1], ARGMAX_BLOCK)
+    if platform() != "cpu" or block < 32:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    blocks = einops.rearrange(logits, "... (n block) -> ... n block", block=block)
+    best = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1)
+    within = jnp.take_along_axis(blocks, best[..., None, None], axis=-2)[..., 0, :]
+    return (best * block + jnp.argmax(within, axis=-1)).astype(jnp.int32)
 
 
 def layer_places(cfg: ModelConfig) -> list[list[Place]]:

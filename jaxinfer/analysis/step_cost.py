@@ -15,7 +15,7 @@ from jaxinfer.cache import CachePolicy
 from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Verdict
 from jaxinfer.decoding.sampling import Sampling
 from jaxinfer.generation import Generation
-from jaxinfer.model import Output
+from jaxinfer.model import Output, likeliest_token
 
 if TYPE_CHECKING:
     from jaxinfer.api import Model
@@ -40,7 +40,7 @@ class Still:
         return Draft(tokens, size=jnp.full_like(state.n, self.width), always=True)
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
-        return Verdict(jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.ones_like(state.n))
+        return Verdict(likeliest_token(logits), jnp.ones_like(state.n))
 
 
 def step_seconds(

@@ -13,7 +13,7 @@ from jaxinfer.decoding.checks import takes_trees
 from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.verify import accept
 from jaxinfer.errors import InputError
-from jaxinfer.model import Output
+from jaxinfer.model import Output, likeliest_token
 
 
 @struct.dataclass
@@ -79,7 +79,7 @@ class Lookahead:
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
         accepted = accept(state, draft, logits)
         levels, places = self.ngram - 1, self.window
-        last = jnp.argmax(logits[:, (levels - 1) * places : levels * places], axis=-1).astype(jnp.int32)
+        last = likeliest_token(logits[:, (levels - 1) * places : levels * places])
         window = jnp.concatenate([state.aux.window, last[:, None]], axis=1).at[:, 0, 0].set(state.pending)
         pool = remember(state.aux.pool, jnp.swapaxes(window, 1, 2), jnp.where(state.done, 0, places))
         if self.from_text:

@@ -14,7 +14,7 @@ from jaxinfer.decoding.method import Companion, Context, DecodeState, Draft, Ver
 from jaxinfer.decoding.sampling import distribution
 from jaxinfer.decoding.verify import accept, draw
 from jaxinfer.errors import InputError
-from jaxinfer.model import Output, forward, logits_of
+from jaxinfer.model import Output, forward, likeliest_token, logits_of
 
 Schedule = Literal["constant", "heuristic", "acceptance"]  # how many tokens a row guesses in the next step
 
@@ -122,7 +122,7 @@ def pick(
     The third is bool[B]: whether the draft is as sure as `method.confidence` asks.
     """
     if behind is None:
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        token = likeliest_token(logits)
     else:
         probs = distribution(state.sampling, logits[:, None])[:, 0]
         keys = jax.vmap(lambda key: jax.random.fold_in(key, DRAFTING))(state.keys(i[None])[:, 0])

@@ -17,6 +17,7 @@ from jaxinfer.decoding.rejection import Accepted, accept_sampled, accept_sampled
 from jaxinfer.decoding.sampling import SamplingState, distribution
 from jaxinfer.decoding.trees import ancestors
 from jaxinfer.decoding.truncation import entropy
+from jaxinfer.model import likeliest_token
 
 
 def accept(
@@ -62,7 +63,7 @@ def accept_guessed(state: DecodeState, draft: Draft, logits: jax.Array) -> Accep
     guessed.
     """
     if state.sampling is None:
-        chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        chosen = likeliest_token(logits)
     else:
         chosen = choose(state.sampling, penalize(state, logits, draft.tokens, draft.tree), state.keys(draft.depth))
     if draft.parent is None:
@@ -110,7 +111,7 @@ def accept_one(state: DecodeState, draft: Draft, logits: jax.Array) -> tuple[Acc
     """
 
     def greedily(logits):
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32), jnp.zeros(logits.shape[0], jnp.float32)
+        return likeliest_token(logits), jnp.zeros(logits.shape[0], jnp.float32)
 
     def sampled(logits):
         probs = distribution(state.sampling, logits)
@@ -129,7 +130,7 @@ def choose(sampling: SamplingState, logits: jax.Array, keys: jax.Array) -> jax.A
     """
 
     def greedily(logits):
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return likeliest_token(logits)
 
     def sampled(logits):
         return draw(keys, distribution(sampling, logits))

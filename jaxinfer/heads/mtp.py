@@ -27,7 +27,7 @@ from jaxinfer.config import ModelConfig, Segment
 from jaxinfer.errors import InputError
 from jaxinfer.layers.attention import Place, Step
 from jaxinfer.layers.norm import Norm
-from jaxinfer.model import Block, Transformer, init_params, logits_of
+from jaxinfer.model import Block, Transformer, init_params, likeliest_token, logits_of
 
 if TYPE_CHECKING:
     from jaxinfer.api import Model
@@ -121,7 +121,7 @@ def guess_of(model: Transformer, params: Any, module: dict[str, Any], hidden: ja
     """The likeliest token i32[B], by what a module made of the one before it, [B, D]."""
     cfg = model.cfg
     normed = Norm(cfg.norm_eps, cfg.norm, cfg.norm_bias).apply({"params": module["final_norm"]}, hidden[:, None])
-    return jnp.argmax(logits_of(model, params, cast(jax.Array, normed))[:, 0], axis=-1).astype(jnp.int32)
+    return likeliest_token(logits_of(model, params, cast(jax.Array, normed))[:, 0])
 
 
 def read(

@@ -23,6 +23,7 @@ from jaxinfer.decoding.verify import (
     choose,
     draw,
 )
+from jaxinfer.model import likeliest_token
 
 SAMPLES = 120_000
 sampled, redraw = jax.jit(accept_sampled), jax.jit(draw)
@@ -323,3 +324,17 @@ def test_close_guesses_against_a_loop():
         assert take[row, : n[row]].tolist() == best
         assert emit[row, : n[row]].tolist() == [*draft[row, best[1:]], chosen[row, best[-1]]]
     assert len(set(n.tolist())) >= 3
+
+
+@pytest.mark.parametrize("vocab", [7, 97, 96, 4096, 49152])
+def test_the_likeliest_token_is_the_argmax_and_of_equals_the_first(vocab):
+    rng = np.random.default_rng(vocab)
+    levels = rng.integers(0, 6, (3, 5, vocab))  # the largest value stands in many places
+    levels[0, 0], levels[0, 1, -1], levels[0, 2, vocab // 2 :] = 0, 9, 9
+    unlikely = np.where(levels < 5, -np.inf, levels)
+    unlikely[1, 0] = -np.inf  # nothing is left
+    find = jax.jit(likeliest_token)
+    for logits in (levels, unlikely, rng.normal(size=(3, 5, vocab))):
+        logits = logits.astype(np.float32)
+        np.testing.assert_array_equal(find(logits), logits.argmax(axis=-1))
+    assert find(logits[:, 0]).shape == (3,)
