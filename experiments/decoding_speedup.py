@@ -32,10 +32,21 @@ def width_of(row: dict[str, Any]) -> int:
     return registry.method(row["method"], ("method",), Origin("row")).width
 
 
+def narrow_of(row: dict[str, Any]) -> int:
+    """Tokens in a step with guesses where the method makes fewer of them: its width, if it has no `narrow`."""
+    method = registry.method(row["method"], ("method",), Origin("row"))
+    method = method.method if isinstance(method, jaxinfer.Adaptive) else method
+    return getattr(method, "narrow", None) or method.width
+
+
 def predicted(row: dict[str, Any], seconds: dict[int, float], guessing: float) -> float:
     """The speedup over greedy that tokens a step, the time of a step by its width, and that of its guesses give."""
-    emitted, steps, guessed = (sum(p[key] for p in row["prompts"]) for key in ("emitted", "steps", "guessed"))
-    return emitted * seconds[1] / (guessed * (seconds[width_of(row)] + guessing) + (steps - guessed) * seconds[1])
+    counts = ("emitted", "steps", "guessed", "proposed")
+    emitted, steps, guessed, proposed = (sum(p[key] for p in row["prompts"]) for key in counts)
+    width, narrow = width_of(row), narrow_of(row)
+    wide = guessed if narrow == width else (proposed - guessed * (narrow - 1)) / (width - narrow)
+    taken = wide * seconds[width] + (guessed - wide) * seconds[narrow] + guessed * guessing
+    return emitted * seconds[1] / (taken + (steps - guessed) * seconds[1])
 
 
 def accepted_by_position(row: dict[str, Any]) -> list[tuple[float, float]]:
@@ -93,7 +104,7 @@ def main(path: str, *overrides: str) -> None:
     rows = results.read_rows(folder)
     live = int(statistics.median(p["prompt_tokens"] + p["emitted"] / 2 for p in rows[0]["prompts"]))
     with console.status("the time of a step by its width"):
-        widths = sorted({1, *map(width_of, rows)})
+        widths = sorted({1, *map(width_of, rows), *map(narrow_of, rows)})
         seconds = step_seconds(dataclasses.replace(model, extras={}), widths, config.decoding.batch, live)
         texts = runner.encode(model, prompts, config)[: config.decoding.batch]
         guessing = guessing_seconds(model, rows, texts)

@@ -104,8 +104,9 @@ def _judge(
     """One forward over a draft, the method's verdict, log-probabilities of what it emits, if they are asked for, and
     the states i32[B] of the constraints behind that, if there are any.
 
-    A draft in which no row has a guess is scored as one token a row: a method that has nothing to say costs nothing.
-    The cache is only read here: a branch that wrote to it would copy it.
+    A draft is scored at the least of its widths that holds every row's size: one in which no row has a guess as one
+    token a row, so that a method that has nothing to say costs nothing. The cache is only read here: a branch that
+    wrote to it would copy it.
     """
 
     def score(draft: Draft) -> tuple[Output, Verdict, jax.Array | None, jax.Array | None]:
@@ -121,12 +122,14 @@ def _judge(
             verdict = method.verify(ctx, state, draft, output, mask(state.constraint, at, logits))
         return output, verdict, _logprobs(state, verdict, logits), behind(state.constraint, at, verdict)
 
-    if draft.always or draft.tokens.shape[1] == 1:
+    *narrower, _ = draft.widths
+    if not narrower:
         return score(draft)
     score = jax.jit(score, inline=True)  # is traced once for its shapes and for the branch
     shapes = jax.eval_shape(score, draft)
-    guessing = jnp.any((draft.size > 1) & ~state.done)
-    return jax.lax.cond(guessing, score, lambda draft: _pad(score(draft.first(1)), shapes), draft)
+    branches = [lambda draft, width=width: _pad(score(draft.first(width)), shapes) for width in narrower]
+    needed = jnp.max(jnp.where(state.done, 1, draft.size))
+    return jax.lax.switch(jnp.sum(needed > jnp.array(narrower)), [*branches, score], draft)
 
 
 def _pad(tree: Any, shapes: Any) -> Any:

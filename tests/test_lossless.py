@@ -36,7 +36,7 @@ from jaxinfer.engine import forward, logits_of
 COLD = Sampling(temperature=0.0)
 THOROUGH = [SMALL[name] for name in ("greedy", "sample", "lookup", "speculative")]
 OTHERS = [method for method in SMALL.values() if method not in THOROUGH]
-OTHERS += [Lookup(16, 2), Speculative(schedule="heuristic", confidence=0.1)]
+OTHERS += [Lookup(16, 2), Lookup(7, 4, 1, narrow=3), Speculative(schedule="heuristic", confidence=0.1)]
 PLACES = [("tiny_gemma", Dense()), ("tiny_gemma", Window()), ("tiny_segments", Window())]
 PAGED = Paged(block=16)  # so that texts are longer than a block
 OTHER_PLACES = [PAGED, *(policy() for policy in POLICIES.values() if policy not in (Dense, Window, Paged))]

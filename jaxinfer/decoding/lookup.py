@@ -9,16 +9,22 @@ import jax.numpy as jnp
 from jaxinfer.decoding.checks import ngrams, room_to_guess
 from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.verify import accept
+from jaxinfer.errors import InputError
 from jaxinfer.model import Output
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """Prompt lookup: guess that what followed the last n-gram before will follow it again. Lossless."""
+    """Prompt lookup: guess that what followed the last n-gram before will follow it again. Lossless.
+
+    The longer the match, the likelier the guesses: where it is shorter than `ngram`, `narrow` makes fewer of them, and
+    a step in which no row has more takes the time of so many tokens.
+    """
 
     width: int = 8  # tokens scored per step: the pending one and width - 1 guesses
     ngram: int = 3  # the longest match looked for
     min_ngram: int = 1  # the shortest match that is worth a draft
+    narrow: int | None = None  # tokens scored behind a match shorter than `ngram`; None: width
 
     samples: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ()
@@ -26,14 +32,18 @@ class Lookup:
     def __post_init__(self):
         room_to_guess(self)
         ngrams(self)
+        if self.narrow is not None and not 2 <= self.narrow <= self.width:
+            raise InputError(f"narrow={self.narrow} must be between 2 and width={self.width}")
 
     def init(self, ctx: Context, state: DecodeState) -> None:
         return None
 
     def propose(self, ctx: Context, state: DecodeState) -> Draft:
-        guesses, found = continue_match(state.tokens, state.n, self.width - 1, self.ngram, self.min_ngram)
+        guesses, length = continue_match(state.tokens, state.n, self.width - 1, self.ngram, self.min_ngram)
         tokens = jnp.concatenate([state.pending[:, None], guesses], axis=1)
-        return Draft(tokens, size=jnp.where(found, self.width, 1))
+        narrow = self.narrow or self.width
+        size = jnp.where(length < self.ngram, narrow, self.width)
+        return Draft(tokens, size=jnp.where(length > 0, size, 1), narrower=(1, narrow))
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
         return Verdict(*accept(state, draft, logits))
@@ -44,12 +54,13 @@ def continue_match(
 ) -> tuple[jax.Array, jax.Array]:
     """Continue tokens i32[B, M] (the first n[B] valid) as after the best earlier match of their ending.
 
-    The longest match of at most `longest` tokens wins, among equals the latest. Returns i32[B, count] and whether a
-    match of at least `shortest` tokens was found, bool[B]. Where the match overlaps the ending, what follows repeats.
+    The longest match of at most `longest` tokens wins, among equals the latest. Returns i32[B, count] and the length of
+    the match, i32[B]; 0 if none has `shortest` tokens. Where the match overlaps the ending, what follows repeats.
     """
     length = earlier_matches(tokens, n, longest)
     best = latest_longest(length)
-    found = jnp.take_along_axis(length, best[:, None], axis=1)[:, 0] >= shortest
+    longest_found = jnp.take_along_axis(length, best[:, None], axis=1)[:, 0]
+    found = jnp.where(longest_found >= shortest, longest_found, 0)
     return continuations(tokens, n, best[:, None], count)[:, 0], found
 
 

@@ -99,6 +99,13 @@ class Draft:
     source: Any = None  # bool[B], from `Fallback`: the rows whose guesses are its first method's, and what that one had
     held: Any = None  # the new `DecodeState.held`
     always: bool = struct.field(pytree_node=False, default=False)  # every step has guesses: no program for one without
+    narrower: tuple[int, ...] = struct.field(pytree_node=False, default=(1,))  # see `widths`
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths that it may be scored at, rising. The step takes the least that holds every row's size."""
+        full = self.tokens.shape[1]
+        return (*sorted({width for width in self.narrower if width < full and not self.always}), full)
 
     @property
     def depth(self) -> jax.Array:
@@ -173,4 +180,4 @@ class DecodeMethod(Protocol):
     def propose(self, ctx: Context, state: DecodeState) -> Draft: ...
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
-        """The draft comes without its guesses, of width 1, if no row's size was above 1 (and it is not `always`)."""
+        """The draft comes as wide as its sizes need (`Draft.widths`): of width 1 if no row has a guess."""

@@ -1,5 +1,7 @@
 """Prompt lookup: the match against a loop, and what is generated against the model's exact distribution."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ match = jax.jit(continue_match, static_argnums=(2, 3, 4))
 
 
 def slow_match(tokens, count, longest, shortest):
-    """The continuation, token by token, or None."""
+    """The continuation, token by token, or None, and the length of the match, 0 if it is too short."""
     n, best, place = len(tokens), 0, None
     for i in range(n - 1):  # the match ends here
         length = 0
@@ -22,12 +24,12 @@ def slow_match(tokens, count, longest, shortest):
         if length and length >= best:
             best, place = length, i
     if best < shortest:
-        return None
+        return None, 0
     text = list(tokens)
     for _ in range(count):
         place += 1
         text.append(text[place])
-    return text[n:]
+    return text[n:], best
 
 
 @pytest.mark.parametrize(("vocab", "seed"), [(2, 0), (3, 1), (5, 2), (30, 3)])
@@ -38,17 +40,19 @@ def test_match_against_a_loop(vocab, seed, count, longest, shortest):
     n = rng.integers(1, width + 1, batch)
     n[:3] = 1, 2, width
     tokens = rng.integers(0, vocab, (batch, width))
-    guesses, found = (np.asarray(x) for x in match(tokens, n, count, longest, shortest))
-    expected = [slow_match(row[:m].tolist(), count, longest, shortest) for row, m in zip(tokens, n, strict=True)]
-    assert found.tolist() == [e is not None for e in expected]
+    guesses, length = (np.asarray(x) for x in match(tokens, n, count, longest, shortest))
+    pairs = [slow_match(row[:m].tolist(), count, longest, shortest) for row, m in zip(tokens, n, strict=True)]
+    expected, lengths = zip(*pairs, strict=True)
+    assert length.tolist() == list(lengths)
+    found = length > 0
     assert [g.tolist() for g, f in zip(guesses, found, strict=True) if f] == [e for e in expected if e is not None]
     assert found.any()
 
     # What lies beyond n is not text: other numbers there change nothing.
     beyond = np.arange(width) >= n[:, None]
     for filler in (tokens[np.arange(batch), n - 1][:, None], rng.integers(0, vocab, (batch, width))):
-        again, found_again = match(np.where(beyond, filler, tokens), n, count, longest, shortest)
-        np.testing.assert_array_equal(found_again, found)
+        again, length_again = match(np.where(beyond, filler, tokens), n, count, longest, shortest)
+        np.testing.assert_array_equal(length_again, length)
         np.testing.assert_array_equal(np.asarray(again)[found], guesses[found])
 
 
@@ -66,8 +70,8 @@ def test_match_against_a_loop(vocab, seed, count, longest, shortest):
 )
 def test_match_examples(text, expected):
     padded = np.array([text + [0] * (9 - len(text))])
-    guesses, found = match(padded, jnp.array([len(text)]), 5, 3, 1)
-    assert (guesses[0].tolist() if found[0] else None) == expected
+    guesses, length = match(padded, jnp.array([len(text)]), 5, 3, 1)
+    assert (guesses[0].tolist() if length[0] else None) == expected
 
 
 @pytest.mark.parametrize(
@@ -78,6 +82,8 @@ def test_match_examples(text, expected):
         (dict(ngram=0), "min_ngram=1"),
         (dict(min_ngram=0), "min_ngram=0"),
         (dict(ngram=2, min_ngram=3), "min_ngram=3"),
+        (dict(width=4, narrow=1), "narrow=1 must be between 2 and width=4"),
+        (dict(width=4, narrow=5), "narrow=5 must be between 2 and width=4"),
     ],
 )
 def test_bad_sizes(fields, name):
@@ -136,6 +142,31 @@ def excess(counts, probs):
     return np.sum((observed - expected) ** 2 / expected) / chi2.isf(1e-5, len(expected) - 1)
 
 
+class Watched(Lookup):
+    """It notes how wide each step was scored, and the most that a row had to say in it."""
+
+    seen: ClassVar[list[tuple[int, int]]] = []
+
+    def verify(self, ctx, state, draft, output, logits):
+        width = logits.shape[1]
+        jax.debug.callback(lambda size: self.seen.append((width, int(size.max()))), draft.size)
+        return super().verify(ctx, state, draft, output, logits)
+
+
+def test_short_matches_are_scored_narrow(tiny_llama):
+    """Greedy text of a random model runs in circles: matches of every length."""
+    prompt, new = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], 120
+    method = Watched(width=6, ngram=4, min_ngram=2, narrow=3)
+    Watched.seen.clear()
+    result = tiny_llama.generate([prompt], max_new_tokens=new, method=method)
+    jax.effects_barrier()
+    assert result.tokens == tiny_llama.generate([prompt], max_new_tokens=new).tokens
+    assert len(Watched.seen) == result.stats.steps[0]
+    assert {width for width, _ in Watched.seen} == {1, 3, 6}
+    assert all(size == width for width, size in Watched.seen)
+    assert result.stats.proposed[0] == sum(size - 1 for _, size in Watched.seen)
+
+
 @pytest.mark.parametrize("method", [Sample(), Lookup(width=4, ngram=3)], ids=["sample", "lookup"])
 def test_tokens_follow_the_models_distribution(model, exact, method):
     """One token comes from the prompt's logits; those behind it from steps whose drafts are accepted or rejected."""
@@ -163,7 +194,7 @@ def test_the_statistic_notices_a_redraw_from_the_target_instead_of_the_residual(
     """What `excess` would be, on average, if rejected guesses were replaced without taking their mass away."""
     joint, first = exact.sum(2), exact.sum((1, 2))
     places = np.arange(VOCAB)
-    guess = np.array([slow_match([*PROMPT, a], count=1, longest=3, shortest=1)[0] for a in range(VOCAB)])
+    guess = np.array([slow_match([*PROMPT, a], count=1, longest=3, shortest=1)[0][0] for a in range(VOCAB)])
     accepted = joint[places, guess] / np.maximum(first, 1e-30)
     wrong = (1 - accepted)[:, None] * joint
     wrong[places, guess] += accepted * first

@@ -23,7 +23,7 @@ def error_of(function, *arguments) -> str:
 def test_the_quickstart_config_is_valid_and_filled_in():
     config = load_config(QUICKSTART)
     assert [row.name for row in config.rows] == ["greedy", "sampling", "lookup"]
-    assert config.rows[2].method == {"name": "lookup", "width": 8, "ngram": 5, "min_ngram": 3}
+    assert config.rows[2].method == {"name": "lookup", "width": 8, "ngram": 5, "min_ngram": 2, "narrow": 4}
     assert config.rows[1].sampling["top_p"] == 0.9
     assert config.rows[1].sampling["repetition_penalty"] == 1.0
 
