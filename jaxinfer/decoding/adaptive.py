@@ -1,6 +1,7 @@
 """A switch around a method: guesses that do not pay are not made."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +14,9 @@ from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, 
 from jaxinfer.errors import InputError
 from jaxinfer.model import Output
 
-START = 1.25  # a row begins with the benefit of the doubt: so many times the break-even
-FADING = 0.8  # weight of the past in the running mean: five poor steps switch a row off
+START = 1.1  # a row begins with the benefit of the doubt: so many times the break-even
+FADING = 0.8  # weight of the past in the running mean: after a poor step or two a row is switched off
+TRIES = 0.02  # what tries that fail may add to the time of the steps between them
 
 
 @struct.dataclass
@@ -32,7 +34,7 @@ class Adaptive:
 
     method: DecodeMethod = field(default_factory=Lookup)
     break_even: float = 1.5  # time of a step with guesses over that of one without: `experiments/when_it_pays.py`
-    probe: int = 32  # steps without guesses before the next try
+    probe: int | None = None  # steps without guesses before the next try; None: so many that tries cost 2 % at most
 
     def __post_init__(self):
         if isinstance(self.method, Adaptive):
@@ -42,8 +44,13 @@ class Adaptive:
             raise InputError(f"method: {type(self.method).__name__} makes no guesses that could be switched off")
         if not self.break_even >= 1:
             raise InputError(f"break_even={self.break_even} must be at least 1")
-        if self.probe < 1:
+        if self.probe is not None and self.probe < 1:
             raise InputError(f"probe={self.probe} must be at least 1")
+
+    @property
+    def quiet_steps(self) -> int:
+        """Steps without guesses before the next try."""
+        return self.probe or max(1, math.ceil((self.break_even - 1) / TRIES))
 
     @property
     def width(self) -> int:
@@ -95,4 +102,4 @@ class Adaptive:
         return dataclasses.replace(verdict, aux=new)
 
     def _off(self, switch: Switch) -> jax.Array:
-        return (switch.gain < self.break_even) & (switch.quiet < self.probe)
+        return (switch.gain < self.break_even) & (switch.quiet < self.quiet_steps)

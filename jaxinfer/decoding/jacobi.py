@@ -27,6 +27,7 @@ class Jacobi:
 
     samples: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ()
+    can_rest: ClassVar[bool] = True
 
     def __post_init__(self):
         room_to_guess(self)
@@ -51,9 +52,9 @@ class Jacobi:
         return Verdict(*accepted, aux=kept)
 
     def _iterate(self, left: jax.Array, chosen: jax.Array, n: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The next guesses: chosen i32[B, width], what the model said behind each column, from the n-th on."""
+        """The next guesses: chosen i32[B, T], what the model said behind each column, from the n-th on."""
         index = n[:, None] + jnp.arange(self.width - 1)
-        guesses = jnp.take_along_axis(chosen, jnp.minimum(index, self.width - 1), axis=1)
+        guesses = jnp.take_along_axis(chosen, jnp.minimum(index, chosen.shape[1] - 1), axis=1)
         if not self.blocks:
             return guesses, left
         # The block ends with the token that its last guess was for; the last one that the model gave is pending.

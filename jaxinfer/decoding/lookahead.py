@@ -42,6 +42,7 @@ class Lookahead:
 
     samples: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ()
+    can_rest: ClassVar[bool] = True
 
     def __post_init__(self):
         for name, least in (("window", 1), ("ngram", 2), ("guesses", 1), ("buckets", 1)):
@@ -78,6 +79,11 @@ class Lookahead:
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
         accepted = accept(state, draft, logits)
+        if draft.tokens.shape[1] == 1:  # switched off: the window waits
+            pool = state.aux.pool
+            if self.from_text:
+                pool = remember(pool, *_new_ngrams(state, accepted.emit, accepted.n, self.ngram))
+            return Verdict(*accepted, aux=Trajectory(state.aux.window, pool))
         levels, places = self.ngram - 1, self.window
         last = likeliest_token(logits[:, (levels - 1) * places : levels * places])
         window = jnp.concatenate([state.aux.window, last[:, None]], axis=1).at[:, 0, 0].set(state.pending)

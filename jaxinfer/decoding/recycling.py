@@ -33,6 +33,7 @@ class Recycling:
 
     samples: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ()
+    can_rest: ClassVar[bool] = True
 
     def __post_init__(self):
         room_to_guess(self)

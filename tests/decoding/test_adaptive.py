@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer import Adaptive, InputError, Jacobi, Lookup
+from jaxinfer import Adaptive, Contrastive, InputError, Jacobi, Lookahead, Lookup, Recycling
 from jaxinfer.decoding import Draft, Verdict
 from jaxinfer.decoding.verify import accept
 
@@ -41,9 +41,15 @@ def test_guesses_that_never_hit_are_soon_given_up(tiny_llama, ragged):
     result = tiny_llama.generate(ragged(LENGTHS), max_new_tokens=NEW, method=method)
     assert result.tokens == plain.tokens
     assert result.stats.steps == [NEW] * 3
-    # gain 1.875, 1.7, 1.56, 1.45: three tries at first, then one behind every sixteen quiet steps.
-    tries = 3 + (NEW - 3) // 17
+    # gain 1.65, 1.52, 1.42: two tries at first, then one behind every sixteen quiet steps.
+    tries = 2 + (NEW - 2) // 17
     assert result.stats.guessed == [tries, tries, 0]
+
+
+@pytest.mark.parametrize(("break_even", "pause"), [(1.0, 1), (1.5, 25), (3.0, 100)])
+def test_dear_guesses_are_tried_more_seldom(break_even, pause):
+    assert Adaptive(break_even=break_even).quiet_steps == pause
+    assert Adaptive(break_even=break_even, probe=7).quiet_steps == 7
 
 
 def test_what_pays_stays_on(tiny_llama, ragged):
@@ -64,9 +70,25 @@ def test_a_good_try_switches_on_again(tiny_llama):
     assert again.stats.tokens_per_step > 1.2 * never.stats.tokens_per_step
 
 
+ALWAYS = [Jacobi(4), Jacobi(4, blocks=True), Lookahead(3, 3, 2, 64), Recycling(8)]
+
+
+@pytest.mark.parametrize("method", ALWAYS, ids=str)
+@pytest.mark.parametrize("lengths", [LENGTHS, LENGTHS[1:2]], ids=str)
+def test_methods_that_always_guess_are_switched_off_and_on(tiny_llama, ragged, method, lengths):
+    """Alone a row's step has one column when it is off; in a batch it has the others' columns, and none counts."""
+    prompts = ragged(lengths)
+    greedy = tiny_llama.generate(prompts, max_new_tokens=NEW)
+    switched = Adaptive(method, break_even=2.5, probe=4)
+    for _ in range(2):
+        result = tiny_llama.generate(prompts, max_new_tokens=NEW, method=switched)
+        assert result.tokens == greedy.tokens
+        assert all(0 < a < b for a, b in zip(result.stats.guessed, result.stats.steps, strict=True))
+
+
 def test_what_it_refuses(tiny_llama):
-    with pytest.raises(InputError, match="Jacobi guesses in every step: it cannot be switched off"):
-        tiny_llama.generate([[1]], max_new_tokens=2, method=Adaptive(Jacobi()))
+    with pytest.raises(InputError, match="Contrastive guesses in every step: it cannot be switched off"):
+        tiny_llama.generate([[1]], max_new_tokens=2, method=Adaptive(Contrastive()))
     with pytest.raises(InputError, match=r"break_even=0\.5 must be at least 1"):
         Adaptive(break_even=0.5)
     with pytest.raises(InputError, match="probe=0 must be at least 1"):
