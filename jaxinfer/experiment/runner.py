@@ -53,7 +53,7 @@ def run(
             names = {record["name"] for record in done}
             for row in [row for row in rows if row.name not in names]:
                 base = baseline(row, rows)
-                passes = config.decoding.repeats * (1 if base == row else 2)
+                passes = 1 + config.decoding.repeats * (1 if base == row else 2)
                 total = len(_batches(prompts, config.decoding.batch)) * passes
                 progress.reset(current, description=row.name, total=total)
                 tick = partial(_advance, progress, current)
@@ -141,8 +141,9 @@ def measure(
     """One row: `decoding.repeats` passes over all prompts, each followed by a pass of `base`, unless that is the row.
 
     A machine's speed drifts: what is compared is measured in alternation. Rates are tokens/s, bandwidths bytes/s, one a
-    pass. Compiling happens in the first and is in none of them. Every pass has the same seeds, hence the same outputs,
-    and a prompt keeps its seed however the prompts are batched. `tick` is called after each batch.
+    pass. A pass before them compiles and is not timed, for the first call of a program takes up to half a second more:
+    what multiplies prepares itself. Every pass has the same seeds, hence the same outputs, and a prompt keeps its seed
+    however the prompts are batched. `tick` is called after each batch.
     """
 
     constraint = (
@@ -164,13 +165,12 @@ def measure(
             tick()
         return outputs
 
-    passes, stats, base_rates = [], [], []
+    outputs = one_pass(row)
+    first, stats, base_rates = [output.stats for output in outputs], [], []
     for _ in range(decoding.repeats):
-        passes.append(one_pass(row))
-        stats.append([output.stats for output in passes[-1]])
+        stats.append([output.stats for output in one_pass(row)])
         beside = stats[-1] if base == row else [output.stats for output in one_pass(base)]
         base_rates.append(_mean(beside, "decode_rate", _decode_seconds))
-    first = stats[0]
     return {
         **dataclasses.asdict(row),
         "dtype": model.dtype,
@@ -180,12 +180,12 @@ def measure(
         "prefill_rates": [_mean(one, "prefill_rate", _prefill_seconds) for one in stats],
         "bandwidths": [_mean(one, "bandwidth", _decode_seconds) for one in stats],
         "tokens_per_step": _mean(first, "tokens_per_step", lambda one: sum(one.steps)),
-        "compile_seconds": sum(one.seconds["compile"] for one in itertools.chain(*stats)),
+        "compile_seconds": sum(one.seconds["compile"] for one in itertools.chain(first, *stats)),
         "weight_bytes": max(one.weight_bytes for one in first),
         "cache_bytes": max(one.cache_bytes for one in first),
         "temp_bytes": max(one.temp_bytes for one in first),
         "peak_rss_bytes": peak_rss(),
-        "prompts": _records(prompts, passes[0]),
+        "prompts": _records(prompts, outputs),
     }
 
 

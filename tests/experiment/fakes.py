@@ -28,6 +28,7 @@ class FakeModel:
     tokenizer: Letters = field(default_factory=Letters)
     calls: list = field(default_factory=list)
     slow_from: int = 10**9  # from this call on the machine has half its speed
+    slow_at_first: bool = False  # a method's first calls, one for each set of seeds, have a tenth of it
     name: str = "fake"
     dtype: str = "float32"
     weights: str | None = None
@@ -36,8 +37,11 @@ class FakeModel:
     def generate(self, prompts, *, max_new_tokens, method, policy, sampling, seed):
         if len(self.calls) == self.interrupt_at:
             raise KeyboardInterrupt
-        self.calls.append((type(method).__name__.lower(), len(prompts), tuple(seed)))
-        speed = 5.0 if len(self.calls) > self.slow_from else 10.0
+        call = (type(method).__name__.lower(), len(prompts), tuple(seed))
+        speed = 5.0 if len(self.calls) >= self.slow_from else 10.0
+        if self.slow_at_first and call not in self.calls:
+            speed = 1.0
+        self.calls.append(call)
         tokens = [prompt[::-1][:max_new_tokens] for prompt in prompts]
         if isinstance(method, jaxinfer.Lookup):
             tokens = [out[1:] if ord(self.wrong_under_lookup) in out else out for out in tokens]

@@ -34,7 +34,7 @@ def test_rows_are_measured_in_order_and_compared_with_greedy(make):
     assert found["greedy"].bandwidth == pytest.approx(11_000)
     assert found["greedy"].prefill == pytest.approx((5 + 10) / 1.0)
     assert (found["greedy"].weight_bytes, found["greedy"].cache_bytes, found["greedy"].temp_bytes) == (1000, 200, 30)
-    assert found["greedy"].compile_seconds == pytest.approx(3 * 2 * 2.0)  # three passes of two batches
+    assert found["greedy"].compile_seconds == pytest.approx(4 * 2 * 2.0)  # four passes of two batches
 
 
 def test_outputs_that_differ_are_counted(make):
@@ -47,15 +47,22 @@ def test_every_pass_draws_from_seeds_that_do_not_depend_on_batching(make):
     run_(make("decoding.seed=5"), alone)
     run_(make("decoding.seed=5", "decoding.batch=2"), together)
     lookup = [call for call in alone.calls if call[0] == "lookup"]
-    assert lookup == [("lookup", 1, (5,)), ("lookup", 1, (6,))] * 3
-    assert [call for call in together.calls if call[0] == "lookup"] == [("lookup", 2, (5, 6))] * 3
+    assert lookup == [("lookup", 1, (5,)), ("lookup", 1, (6,))] * 4
+    assert [call for call in together.calls if call[0] == "lookup"] == [("lookup", 2, (5, 6))] * 4
 
 
 def test_a_machine_that_slows_down_changes_no_speedup(make):
-    found = summaries(run_(make(), FakeModel(slow_from=6)))
+    found = summaries(run_(make(), FakeModel(slow_from=8)))
     assert found["lookup <8>"].decode == pytest.approx(found["greedy"].decode)
     assert found["lookup <8>"].speedup == pytest.approx(2.0)
     assert found["greedy"].speedup == 1.0
+
+
+def test_the_first_call_of_a_program_is_in_no_measured_time(make):
+    for repeats in (1, 3):
+        found = summaries(run_(make(f"decoding.repeats={repeats}"), FakeModel(slow_at_first=True)))
+        assert found["greedy"].decode == pytest.approx(10.0)
+        assert found["lookup <8>"].decode == pytest.approx(20.0)
 
 
 def test_every_prompt_leaves_a_record(make):
@@ -113,7 +120,7 @@ def test_a_constraint_changes_what_greedy_is(make):
 
 
 def test_an_interruption_keeps_the_finished_rows_and_resuming_skips_them(make):
-    config, model = make(), FakeModel(interrupt_at=8)  # six calls for greedy: within the second
+    config, model = make(), FakeModel(interrupt_at=10)  # eight calls for greedy: within the second
     with pytest.raises(Interrupted) as stop:
         run_(config, model)
     folder = stop.value.folder
@@ -125,7 +132,9 @@ def test_an_interruption_keeps_the_finished_rows_and_resuming_skips_them(make):
     again = FakeModel()
     assert run_(config, again, resume=folder) == folder
     assert [method for method, *_ in again.calls] == [
+        *["sample", "sample"],
         *["sample", "sample", "greedy", "greedy"] * 3,
+        *["lookup", "lookup"],
         *["lookup", "lookup", "greedy", "greedy"] * 3,
     ]
     assert list(summaries(folder)) == ["greedy", "sampling", "lookup <8>"]
@@ -146,7 +155,7 @@ def test_a_torn_last_line_is_measured_again(make):
     assert [row["name"] for row in results.read_rows(folder)] == ["greedy", "sampling"]
     again = FakeModel()
     run_(config, again, resume=folder)
-    assert [method for method, *_ in again.calls] == ["lookup", "lookup", "greedy", "greedy"] * 3
+    assert [method for method, *_ in again.calls] == ["lookup"] * 2 + ["lookup", "lookup", "greedy", "greedy"] * 3
     assert [json.loads(line)["name"] for line in path.read_text().splitlines()] == ["greedy", "sampling", "lookup <8>"]
 
 
