@@ -8,6 +8,7 @@ import collections
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +20,8 @@ from jaxinfer.kernels import dispatch
 TRACES: collections.Counter[str] = collections.Counter()
 """How often each function was traced, by name. Tests hold it to one trace a (method, policy, bucket)."""
 
-_KEPT = 256  # programs: each holds a dozen memory maps or more, of which Linux gives a process 65,530
+_KEPT = 256  # programs
+_MAPS = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")  # those that are, a line each, and how many may be
 _PROGRAMS: collections.OrderedDict[Any, "Program"] = collections.OrderedDict()  # the one used last comes last
 
 
@@ -64,6 +66,7 @@ def program(
             return (head, *rest) if rest else head
 
     traced.__name__ = fun.__name__
+    _make_room()
     start = time.perf_counter()
     compiled = jax.jit(traced, donate_argnums=carry).lower(*args).compile()
     seconds = time.perf_counter() - start
@@ -73,6 +76,18 @@ def program(
     if len(_PROGRAMS) > _KEPT:
         _PROGRAMS.popitem(last=False)
     return _PROGRAMS[key], True
+
+
+def _make_room() -> None:
+    """Forget what was used longest ago while this process has half of the memory maps that Linux gives it, 65,530.
+
+    A program of a model of 30 layers holds 500 to 1,500 of them. Without a map, a compiler has no memory.
+    """
+    present, most = _MAPS
+    if not (present.exists() and most.exists()):
+        return
+    while _PROGRAMS and 2 * present.read_bytes().count(b"\n") > int(most.read_text()):
+        _PROGRAMS.popitem(last=False)
 
 
 def clear() -> None:

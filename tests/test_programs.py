@@ -109,6 +109,22 @@ def _compiled_size(n_layers: int, d_model: int) -> int:
     return len(decode.compiled.as_text())
 
 
+def test_programs_make_room_before_the_memory_maps_run_out(tiny_llama, monkeypatch, tmp_path):
+    """A compiler without a map left says that there is no memory. The one used last stays, and texts do not change."""
+    maps, few, many, none = (tmp_path / name for name in ("maps", "few", "many", "none"))
+    maps.write_text("a map\n" * 20)
+    few.write_text("39\n")
+    many.write_text("40\n")
+    expected = [tiny_llama.generate([[1, 2, 3]], max_new_tokens=8, method=Lookup(width)).tokens for width in (2, 3)]
+    for present, most, kept in ((maps, many, 3), (none, few, 3), (maps, few, 1)):
+        monkeypatch.setattr(programs, "_MAPS", (present, most))
+        for _ in range(2):
+            programs.clear()
+            found = [tiny_llama.generate([[1, 2, 3]], max_new_tokens=8, method=Lookup(w)).tokens for w in (2, 3)]
+            assert found == expected
+            assert len(programs._PROGRAMS) == kept  # reading the prompt, and each method's loop
+
+
 @pytest.mark.parametrize("d_model", [64, 256])
 def test_a_deep_model_is_no_larger_a_program(d_model):
     """Layers are scanned, unless they are large and few."""
