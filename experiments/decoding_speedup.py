@@ -12,6 +12,7 @@ emitted tokens over the time of the steps, wide ones with their guesses and narr
 """
 
 import dataclasses
+import itertools
 import json
 import statistics
 from pathlib import Path
@@ -27,23 +28,23 @@ from jaxinfer.experiment import compare, extras, lines, load_config, load_prompt
 from jaxinfer.experiment.merge import Origin
 
 
-def width_of(row: dict[str, Any]) -> int:
-    """Tokens in a step with guesses."""
-    return registry.method(row["method"], ("method",), Origin("row")).width
-
-
-def narrow_of(row: dict[str, Any]) -> int:
-    """Tokens in a step with guesses where the method makes fewer of them: its width, if it has no `narrow`."""
+def method_of(row: dict[str, Any]) -> Any:
+    """The method of a row that makes the guesses: of an adaptive one, the one within."""
     method = registry.method(row["method"], ("method",), Origin("row"))
-    method = method.method if isinstance(method, jaxinfer.Adaptive) else method
-    return getattr(method, "narrow", None) or method.width
+    return method.method if isinstance(method, jaxinfer.Adaptive) else method
+
+
+def widths_of(row: dict[str, Any]) -> tuple[int, int]:
+    """Tokens in a step with guesses, and in one where the method makes fewer: the same, if it never does."""
+    method = method_of(row)
+    return method.width, getattr(method, "narrow", None) or method.width
 
 
 def predicted(row: dict[str, Any], seconds: dict[int, float], guessing: float) -> float:
     """The speedup over greedy that tokens a step, the time of a step by its width, and that of its guesses give."""
     counts = ("emitted", "steps", "guessed", "proposed")
     emitted, steps, guessed, proposed = (sum(p[key] for p in row["prompts"]) for key in counts)
-    width, narrow = width_of(row), narrow_of(row)
+    width, narrow = widths_of(row)
     wide = guessed if narrow == width else (proposed - guessed * (narrow - 1)) / (width - narrow)
     taken = wide * seconds[width] + (guessed - wide) * seconds[narrow] + guessed * guessing
     return emitted * seconds[1] / (taken + (steps - guessed) * seconds[1])
@@ -64,11 +65,9 @@ def guessing_seconds(model: jaxinfer.Model, rows: list[dict[str, Any]], prompts:
     """
     found = {}
     for row in rows:
-        method = registry.method(row["method"], ("method",), Origin("row"))
-        method = method.method if isinstance(method, jaxinfer.Adaptive) else method
         policy = row["policy"] and registry.policy(row["policy"], ("policy",), Origin("row"))
         made = any(p["guessed"] for p in row["prompts"])
-        found[row["name"]] = propose_seconds(model, method, prompts, policy=policy) if made else 0.0
+        found[row["name"]] = propose_seconds(model, method_of(row), prompts, policy=policy) if made else 0.0
     return found
 
 
@@ -104,7 +103,7 @@ def main(path: str, *overrides: str) -> None:
     rows = results.read_rows(folder)
     live = int(statistics.median(p["prompt_tokens"] + p["emitted"] / 2 for p in rows[0]["prompts"]))
     with console.status("the time of a step by its width"):
-        widths = sorted({1, *map(width_of, rows), *map(narrow_of, rows)})
+        widths = sorted({1, *itertools.chain(*map(widths_of, rows))})
         seconds = step_seconds(dataclasses.replace(model, extras={}), widths, config.decoding.batch, live)
         texts = runner.encode(model, prompts, config)[: config.decoding.batch]
         guessing = guessing_seconds(model, rows, texts)

@@ -1,0 +1,44 @@
+"""What decoding_speedup.py predicts from counted steps and the time of a step by its width."""
+
+import pytest
+import scripts
+
+speedup = scripts.load("decoding_speedup")
+
+SECONDS = {1: 10.0, 4: 15.0, 8: 18.0}
+NARROW = {"name": "lookup", "width": 8, "ngram": 5, "min_ngram": 2, "narrow": 4}
+WIDE = {"name": "lookup", "width": 8}
+
+
+def row(method, narrow, wide, idle, emitted):
+    """Two prompts with so many steps behind short matches, behind long ones, and without a guess, all of one batch."""
+    counts = [
+        {"steps": a + b + c, "guessed": a + b, "proposed": 3 * a + 7 * b, "emitted": n}
+        for a, b, c, n in zip(narrow, wide, idle, emitted, strict=True)
+    ]
+    return {"method": method, "prompts": counts}
+
+
+@pytest.mark.parametrize(
+    ("method", "narrow", "wide", "idle", "guessing", "seconds"),
+    [
+        (NARROW, (3, 2), (1, 0), (6, 9), 0.0, 5 * 15 + 1 * 18 + 15 * 10),
+        (NARROW, (0, 2), (0, 3), (0, 1), 0.5, 2 * 15.5 + 3 * 18.5 + 1 * 10),
+        (NARROW, (0, 0), (0, 0), (4, 5), 0.5, 9 * 10),
+        (NARROW, (0, 0), (4, 5), (0, 0), 0.0, 9 * 18),
+        ({"name": "adaptive", "method": NARROW}, (3, 2), (1, 0), (6, 9), 0.0, 5 * 15 + 1 * 18 + 15 * 10),
+        (WIDE, (0, 0), (4, 2), (1, 0), 0.5, 6 * 18.5 + 1 * 10),
+        ("greedy", (0, 0), (0, 0), (4, 5), 0.0, 9 * 10),
+    ],
+)
+def test_a_step_costs_what_its_width_costs(method, narrow, wide, idle, guessing, seconds):
+    found = speedup.predicted(row(method, narrow, wide, idle, (17, 23)), SECONDS, guessing)
+    assert found == pytest.approx(40 * 10 / seconds)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [(NARROW, (8, 4)), (WIDE, (8, 8)), ({"name": "adaptive", "method": NARROW}, (8, 4)), ("greedy", (1, 1))],
+)
+def test_the_widths_to_measure(method, expected):
+    assert speedup.widths_of({"method": method}) == expected
