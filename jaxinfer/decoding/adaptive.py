@@ -14,9 +14,10 @@ from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, 
 from jaxinfer.errors import InputError
 from jaxinfer.model import Output
 
-START = 1.1  # a row begins with the benefit of the doubt: so many times the break-even
+START = 1.1  # so many times the break-even is what a row that is switched on is trusted to emit
 FADING = 0.8  # weight of the past in the running mean: after a poor step or two a row is switched off
-TRIES = 0.02  # what tries that fail may add to the time of the steps between them
+TRIES = 0.01  # what tries that fail may add to the time of the steps between them
+AT_ONCE = 1.0  # and the first one of a text, which comes at once if it costs no more than so many steps without guesses
 
 
 @struct.dataclass
@@ -30,11 +31,15 @@ class Switch:
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Another method, switched off in each row while its steps emit less than they cost, and tried now and then."""
+    """Another method, switched off in each row while its steps emit less than they cost, and tried now and then.
+
+    Tries that fail cost 1 % of the time. The first of a text comes at once if it costs no more than a step without
+    guesses, and else behind as many of these as the later ones: a switch knows nothing of a text that has not begun.
+    """
 
     method: DecodeMethod = field(default_factory=Lookup)
     break_even: float = 1.5  # time of a step with guesses over that of one without: `experiments/when_it_pays.py`
-    probe: int | None = None  # steps without guesses before the next try; None: so many that tries cost 2 % at most
+    probe: int | None = None  # steps without guesses before the next try; None: so many that tries cost 1 % at most
 
     def __post_init__(self):
         if isinstance(self.method, Adaptive):
@@ -80,7 +85,8 @@ class Adaptive:
         return self.method.hold(ctx, state) if hasattr(self.method, "hold") else None
 
     def init(self, ctx: Context, state: DecodeState) -> Switch:
-        gain = jnp.full(state.n.shape, START * self.break_even, jnp.float32)
+        trusted = START * self.break_even if self.break_even - 1 <= AT_ONCE else 0.0
+        gain = jnp.full(state.n.shape, trusted, jnp.float32)
         return Switch(gain, jnp.zeros_like(state.n), self.method.init(ctx, state))
 
     def propose(self, ctx: Context, state: DecodeState) -> Draft:

@@ -19,6 +19,7 @@ from jaxinfer.model import Output, forward, likeliest_token, logits_of
 Schedule = Literal["constant", "heuristic", "acceptance"]  # how many tokens a row guesses in the next step
 
 DRAFTING = 1 << 30  # apart from the keys that the target draws with
+LONG = 32  # tokens in a forward of a draft model that has fallen behind: about the time of two or three of one token
 
 
 @dataclass(frozen=True)
@@ -95,22 +96,25 @@ def catch_up(
 
     Its cache, and the logits float32[B, V] behind the last token read. Of a chain there are two tokens at most, the
     newest, and the guess before it if all were accepted: one forward. Rows that did not draft in the last steps have
-    more. Nothing is read while no row of wanted bool[B] needs it.
+    more: they are read `LONG` at a time while that many are missing. Nothing is read while no row of wanted bool[B]
+    needs it.
     """
 
-    def behind(carry):
-        cache, _ = carry
-        return jnp.any(wanted & (cache.length < n))
+    def missing(cache: Cache) -> jax.Array:
+        return jnp.max(jnp.where(wanted, n - cache.length, 0))
 
-    def read_some(carry):
-        cache, logits = carry
-        unread = jnp.clip(n - cache.length, 0, width)
-        columns = jnp.minimum(cache.length[:, None] + jnp.arange(width), tokens.shape[1] - 1)
-        cache, new = read(draft, cache, jnp.take_along_axis(tokens, columns, axis=1), unread)
-        return cache, jnp.where((unread > 0)[:, None], new, logits)
+    def reading(width: int, least: int, carry: tuple[Cache, jax.Array]) -> tuple[Cache, jax.Array]:
+        def read_some(carry):
+            cache, logits = carry
+            unread = jnp.clip(n - cache.length, 0, width)
+            columns = jnp.minimum(cache.length[:, None] + jnp.arange(width), tokens.shape[1] - 1)
+            cache, new = read(draft, cache, jnp.take_along_axis(tokens, columns, axis=1), unread)
+            return cache, jnp.where((unread > 0)[:, None], new, logits)
 
-    logits = jnp.zeros((n.shape[0], draft.model.cfg.vocab_size))
-    return jax.lax.while_loop(behind, read_some, (cache, logits))
+        return jax.lax.while_loop(lambda carry: missing(carry[0]) >= least, read_some, carry)
+
+    carry = cache, jnp.zeros((n.shape[0], draft.model.cfg.vocab_size))
+    return reading(width, 1, reading(LONG, LONG // 4, carry))
 
 
 def pick(

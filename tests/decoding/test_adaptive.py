@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer import Adaptive, Contrastive, InputError, Jacobi, Lookahead, Lookup, Recycling
+from jaxinfer import Adaptive, Contrastive, InputError, Jacobi, Lookahead, Lookup, Recycling, Speculative
 from jaxinfer.decoding import Draft, Verdict
 from jaxinfer.decoding.verify import accept
 
@@ -46,10 +46,30 @@ def test_guesses_that_never_hit_are_soon_given_up(tiny_llama, ragged):
     assert result.stats.guessed == [tries, tries, 0]
 
 
-@pytest.mark.parametrize(("break_even", "pause"), [(1.0, 1), (1.5, 25), (3.0, 100)])
+@pytest.mark.parametrize(("break_even", "pause"), [(1.0, 1), (1.5, 50), (3.0, 200)])
 def test_dear_guesses_are_tried_more_seldom(break_even, pause):
     assert Adaptive(break_even=break_even).quiet_steps == pause
     assert Adaptive(break_even=break_even, probe=7).quiet_steps == 7
+
+
+def test_a_dear_first_try_waits_as_long_as_the_later_ones(tiny_llama, ragged):
+    """Tries that cost two steps each: none in a text of forty steps, one more behind every forty."""
+    wrong, costs = Wrong(longest=15), dict(break_even=3.0, probe=40)
+    plain = tiny_llama.generate(ragged(LENGTHS), max_new_tokens=NEW, method=Wrong(longest=0))
+    for new, tries in [(40, 0), (41, 1), (81, 1), (82, 2)]:
+        result = tiny_llama.generate(ragged(LENGTHS), max_new_tokens=new, method=Adaptive(wrong, **costs))
+        assert result.tokens == [row[:new] for row in plain.tokens]
+        assert result.stats.guessed == [tries, tries, 0]
+
+
+def test_a_dear_method_that_pays_is_switched_on_for_good(tiny_llama, ragged):
+    """The model is its own draft: every guess is right, so behind the first try each step has four tokens."""
+    twin = tiny_llama.attach(draft=tiny_llama)
+    method = Adaptive(Speculative(4), break_even=2.5, probe=10)
+    result = twin.generate(ragged(LENGTHS), max_new_tokens=51, method=method)
+    assert result.tokens == tiny_llama.generate(ragged(LENGTHS), max_new_tokens=51).tokens
+    assert result.stats.steps == [10 + 11] * 3
+    assert result.stats.accepted == [30] * 3
 
 
 def test_what_pays_stays_on(tiny_llama, ragged):
@@ -63,8 +83,8 @@ def test_what_pays_stays_on(tiny_llama, ragged):
 def test_a_good_try_switches_on_again(tiny_llama):
     """Lookup has nothing right to say at first; once the text repeats itself it has."""
     prompt = np.random.default_rng(1).integers(0, 97, 40).tolist()
-    never = tiny_llama.generate([prompt], max_new_tokens=300, method=Adaptive(Lookup(), break_even=3.0, probe=10**6))
-    again = tiny_llama.generate([prompt], max_new_tokens=300, method=Adaptive(Lookup(), break_even=3.0, probe=8))
+    never = tiny_llama.generate([prompt], max_new_tokens=300, method=Adaptive(Lookup(), break_even=2.0, probe=10**6))
+    again = tiny_llama.generate([prompt], max_new_tokens=300, method=Adaptive(Lookup(), break_even=2.0, probe=8))
     assert again.tokens == never.tokens
     assert again.stats.guessed[0] > never.stats.guessed[0] > 0
     assert again.stats.tokens_per_step > 1.2 * never.stats.tokens_per_step
