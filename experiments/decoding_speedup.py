@@ -37,6 +37,8 @@ def method_of(row: dict[str, Any]) -> Any:
 def widths_of(row: dict[str, Any]) -> tuple[int, int]:
     """Tokens in a step with guesses, and in one where the method makes fewer: the same, if it never does."""
     method = method_of(row)
+    if isinstance(method, jaxinfer.Fallback):
+        return max(method.first.width, method.second.width), min(method.first.width, method.second.width)
     return method.width, getattr(method, "narrow", None) or method.width
 
 
@@ -60,8 +62,7 @@ def accepted_by_position(row: dict[str, Any]) -> list[tuple[float, float]]:
 def guessing_seconds(model: jaxinfer.Model, rows: list[dict[str, Any]], prompts: list[list[int]]) -> dict[str, float]:
     """By the name of a row, seconds that its method spends on the guesses of a step; `prompts` are one batch.
 
-    Of an adaptive method what the one within spends: switched off, it spends nothing. It is measured at one place of
-    the text, so of a method that now looks up and now drafts (`Fallback`) it says little.
+    Of an adaptive method what the one within spends: switched off, it spends nothing.
     """
     found = {}
     for row in rows:

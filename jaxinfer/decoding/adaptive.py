@@ -1,7 +1,6 @@
 """A switch around a method: guesses that do not pay are not made."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,32 +13,32 @@ from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, 
 from jaxinfer.errors import InputError
 from jaxinfer.model import Output
 
-START = 1.1  # so many times the break-even is what a row that is switched on is trusted to emit
-FADING = 0.8  # weight of the past in the running mean: after a poor step or two a row is switched off
-TRIES = 0.01  # what tries that fail may add to the time of the steps between them
-AT_ONCE = 1.0  # and the first one of a text, which comes at once if it costs no more than so many steps without guesses
+CREDIT = 1.0  # what a text begins with, in steps without guesses
+TRIES = 0.01  # what such a step adds to it, until another try can be paid
+SAVED = 2.0  # so much more than a try costs can be saved up: a few poor steps do not end a good run
 
 
 @struct.dataclass
 class Switch:
-    """Of each row: what steps with guesses emit, a running mean f32[B]; steps without one since, i32[B]."""
+    """The credit of each row, f32[B] in steps without guesses, and the method's own state."""
 
-    gain: jax.Array
-    quiet: jax.Array
-    aux: Any  # the method's own
+    credit: jax.Array
+    aux: Any
 
 
 @dataclass(frozen=True)
 class Adaptive:
     """Another method, switched off in each row while its steps emit less than they cost, and tried now and then.
 
-    Tries that fail cost 1 % of the time. The first of a text comes at once if it costs no more than a step without
-    guesses, and else behind as many of these as the later ones: a switch knows nothing of a text that has not begun.
+    Each row keeps an account in steps without guesses. A step with guesses adds the tokens that it emits and takes
+    `break_even`, what it costs; it is taken while the account could pay for one that emits a single token. A step
+    without guesses adds 0.01. An account begins with one step, so whatever the guesses are worth, they cost a text no
+    more than a step and 1 % of its time.
     """
 
     method: DecodeMethod = field(default_factory=Lookup)
     break_even: float = 1.5  # time of a step with guesses over that of one without: `experiments/when_it_pays.py`
-    probe: int | None = None  # steps without guesses before the next try; None: so many that tries cost 1 % at most
+    probe: int | None = None  # steps without guesses before the next try; None: so many that 1 % pays for it
 
     def __post_init__(self):
         if isinstance(self.method, Adaptive):
@@ -53,9 +52,9 @@ class Adaptive:
             raise InputError(f"probe={self.probe} must be at least 1")
 
     @property
-    def quiet_steps(self) -> int:
-        """Steps without guesses before the next try."""
-        return self.probe or max(1, math.ceil((self.break_even - 1) / TRIES))
+    def earned(self) -> float:
+        """What a step without guesses adds to the account."""
+        return TRIES if self.probe is None else (self.break_even - 1) / self.probe
 
     @property
     def width(self) -> int:
@@ -85,12 +84,10 @@ class Adaptive:
         return self.method.hold(ctx, state) if hasattr(self.method, "hold") else None
 
     def init(self, ctx: Context, state: DecodeState) -> Switch:
-        trusted = START * self.break_even if self.break_even - 1 <= AT_ONCE else 0.0
-        gain = jnp.full(state.n.shape, trusted, jnp.float32)
-        return Switch(gain, jnp.zeros_like(state.n), self.method.init(ctx, state))
+        return Switch(jnp.full(state.n.shape, CREDIT, jnp.float32), self.method.init(ctx, state))
 
     def propose(self, ctx: Context, state: DecodeState) -> Draft:
-        off = self._off(state.aux)
+        off = self.is_off(state.aux.credit)
         draft = self.method.propose(ctx, dataclasses.replace(state, aux=state.aux.aux, done=state.done | off))
         if draft.always and not getattr(self.method, "can_rest", False):
             raise InputError(f"{type(self.method).__name__} guesses in every step: it cannot be switched off")
@@ -98,14 +95,16 @@ class Adaptive:
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
         verdict = self.method.verify(ctx, dataclasses.replace(state, aux=state.aux.aux), draft, output, logits)
-        switch, guessed, was_off = state.aux, (draft.size > 1) & ~state.done, state.aux.gain < self.break_even
-        gain = FADING * switch.gain + (1 - FADING) * verdict.n
-        # One good try switches a row on again.
-        gain = jnp.where(was_off & (verdict.n > self.break_even), START * self.break_even, gain)
-        new = Switch(
-            jnp.where(guessed, gain, switch.gain), jnp.where(guessed | ~was_off, 0, switch.quiet + 1), verdict.aux
-        )
-        return dataclasses.replace(verdict, aux=new)
+        credit = self.credited(state.aux.credit, draft.size, verdict.n)
+        return dataclasses.replace(verdict, aux=Switch(credit, verdict.aux))
 
-    def _off(self, switch: Switch) -> jax.Array:
-        return (switch.gain < self.break_even) & (switch.quiet < self.quiet_steps)
+    def credited(self, credit: jax.Array, size: jax.Array, n: jax.Array) -> jax.Array:
+        """The account f32[B] behind a step that emitted n[B] tokens from drafts of size[B]; size 1: no guess."""
+        most = self.break_even - 1 + SAVED
+        spent = jnp.minimum(credit + n - self.break_even, jnp.maximum(credit, most))
+        # A row that is on and has nothing to say neither spends nor earns.
+        return jnp.where(self.is_off(credit), credit + self.earned, jnp.where(size > 1, spent, credit))
+
+    def is_off(self, credit: jax.Array) -> jax.Array:
+        """bool[B]: whether a step with guesses could not be paid for."""
+        return credit < self.break_even - 1 - 1e-4  # sums of many small numbers

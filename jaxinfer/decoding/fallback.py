@@ -86,7 +86,10 @@ class Fallback:
 
 
 def choose(guessed: jax.Array, first: Draft, second: Draft) -> Draft:
-    """The rows guessed bool[B] of the first draft, the others of the second; as wide as the wider one."""
+    """The rows guessed bool[B] of the first draft, the others of the second; as wide as the wider one.
+
+    A step in which every row's guesses are those of the narrower one is as narrow as that.
+    """
     width = max(first.tokens.shape[1], second.tokens.shape[1])
 
     def wide(x: jax.Array) -> jax.Array:
@@ -114,4 +117,5 @@ def choose(guessed: jax.Array, first: Draft, second: Draft) -> Draft:
         source=(guessed, first.source, second.source),
         held=(first.held, second.held),
         always=second.always,
+        narrower=tuple(sorted({*first.widths, *second.widths} - {width})),
     )

@@ -1,8 +1,9 @@
 import dataclasses
 
+import jax
 import pytest
 
-from jaxinfer import Lookup, Speculative
+from jaxinfer import Greedy, Lookup, Speculative
 from jaxinfer.analysis import step_cost
 from jaxinfer.analysis.step_cost import Still, acceptance_to_break_even, propose_seconds, step_seconds
 
@@ -35,6 +36,28 @@ def test_a_chain_of_guesses_costs_more_than_looking_them_up(tiny_llama):
     model = tiny_llama.attach(draft=tiny_llama)
     chain, found = (propose_seconds(model, method, [[1, 2, 1, 2]]) for method in (Speculative(9), Lookup(9)))
     assert chain > 2 * found > 0  # nine forwards, and none
+
+
+def test_guesses_that_are_not_made_take_no_time(tiny_llama):
+    assert propose_seconds(tiny_llama, Greedy(), [[1, 2, 1, 2]]) == 0
+    assert propose_seconds(tiny_llama, Lookup(4, min_ngram=3, ngram=3), [[1, 2, 3], [4]], new_tokens=3) == 0
+
+
+def test_what_a_draft_model_missed_is_read_before_each_guess(tiny_llama, monkeypatch):
+    """Guesses are timed at several places, and each call finds the draft model where the last step left it."""
+    lengths = []
+
+    class Watched(Speculative):
+        def propose(self, ctx, state):
+            jax.debug.callback(lambda n, held: lengths.append((int(n), int(held))), state.n[0], state.held.length[0])
+            return super().propose(ctx, state)
+
+    model = tiny_llama.attach(draft=tiny_llama)
+    assert propose_seconds(model, Watched(3), [[1, 2, 1, 2]], new_tokens=40, places=4) > 0
+    jax.effects_barrier()
+    measured = [pair for pair in lengths if lengths.count(pair) >= 3]  # the step itself, and twice for the clock
+    assert len(set(measured)) == 4
+    assert all(held < n for n, held in measured)
 
 
 @pytest.mark.parametrize(("a", "width"), [(0.5, 2), (0.8, 8), (0.95, 4)])

@@ -41,22 +41,37 @@ def test_guesses_that_never_hit_are_soon_given_up(tiny_llama, ragged):
     result = tiny_llama.generate(ragged(LENGTHS), max_new_tokens=NEW, method=method)
     assert result.tokens == plain.tokens
     assert result.stats.steps == [NEW] * 3
-    # gain 1.65, 1.52, 1.42: two tries at first, then one behind every sixteen quiet steps.
+    # Two tries of half a step at first, then one behind every sixteen quiet steps.
     tries = 2 + (NEW - 2) // 17
     assert result.stats.guessed == [tries, tries, 0]
 
 
-@pytest.mark.parametrize(("break_even", "pause"), [(1.0, 1), (1.5, 50), (3.0, 200)])
-def test_dear_guesses_are_tried_more_seldom(break_even, pause):
-    assert Adaptive(break_even=break_even).quiet_steps == pause
-    assert Adaptive(break_even=break_even, probe=7).quiet_steps == 7
+@pytest.mark.parametrize(("break_even", "tries"), [(1.25, 16), (1.75, 5), (2.0, 4), (3.0, 2), (4.6, 1)])
+def test_tries_cost_a_step_and_one_per_cent(tiny_llama, break_even, tries):
+    """A step's worth of them at the beginning of a text, and one more whenever it is paid for."""
+    wrong = Adaptive(Wrong(longest=15), break_even=break_even)
+    result = tiny_llama.generate([[1, 2, 3]], max_new_tokens=330, method=wrong)
+    assert result.stats.guessed == [tries]
+    assert tries * (break_even - 1) <= 1 + 0.01 * 330
 
 
-def test_a_dear_first_try_waits_as_long_as_the_later_ones(tiny_llama, ragged):
-    """Tries that cost two steps each: none in a text of forty steps, one more behind every forty."""
+def test_a_good_run_is_not_ended_by_a_few_poor_steps():
+    """However good it was: what is saved up is two steps more than a try costs."""
+    method, credit, off = Adaptive(break_even=1.5), jnp.array([1.0, 1.0, 1.0]), []
+    for n in [4, 4, 4, *[1] * 6]:
+        off.append(method.is_off(credit).tolist())
+        sizes = jnp.array([4, 4, 1])  # the second row always emits one token, the third has nothing to say
+        credit = method.credited(credit, jnp.where(method.is_off(credit), 1, sizes), jnp.array([n, 1, 1]))
+    assert [row[0] for row in off] == [False] * 8 + [True]
+    assert [row[1] for row in off] == [False] * 2 + [True] * 7
+    assert credit[2] == 1
+
+
+def test_a_dear_first_try_waits(tiny_llama, ragged):
+    """Tries that cost two steps each: one of them is there at first, the other is earned in twenty steps of forty."""
     wrong, costs = Wrong(longest=15), dict(break_even=3.0, probe=40)
     plain = tiny_llama.generate(ragged(LENGTHS), max_new_tokens=NEW, method=Wrong(longest=0))
-    for new, tries in [(40, 0), (41, 1), (81, 1), (82, 2)]:
+    for new, tries in [(20, 0), (21, 1), (61, 1), (62, 2)]:
         result = tiny_llama.generate(ragged(LENGTHS), max_new_tokens=new, method=Adaptive(wrong, **costs))
         assert result.tokens == [row[:new] for row in plain.tokens]
         assert result.stats.guessed == [tries, tries, 0]
@@ -68,8 +83,8 @@ def test_a_dear_method_that_pays_is_switched_on_for_good(tiny_llama, ragged):
     method = Adaptive(Speculative(4), break_even=2.5, probe=10)
     result = twin.generate(ragged(LENGTHS), max_new_tokens=51, method=method)
     assert result.tokens == tiny_llama.generate(ragged(LENGTHS), max_new_tokens=51).tokens
-    assert result.stats.steps == [10 + 11] * 3
-    assert result.stats.accepted == [30] * 3
+    assert result.stats.steps == [4 + 12] * 3  # 1 + 4 x 0.15 pays for a try
+    assert result.stats.accepted == [47 - 12] * 3
 
 
 def test_what_pays_stays_on(tiny_llama, ragged):

@@ -71,6 +71,30 @@ def test_each_row_takes_the_guesses_of_the_one_that_has_some(tiny_llama, ragged)
         assert runs[1] <= 1, row
 
 
+@dataclass(frozen=True)
+class Watched(Fallback):
+    """It notes how wide each step was scored, and the most that a row had to say in it."""
+
+    seen: ClassVar[list[tuple[int, int]]] = []
+
+    def verify(self, ctx, state, draft, output, logits):
+        width = logits.shape[1]
+        jax.debug.callback(lambda size: self.seen.append((width, int(size.max()))), draft.size)
+        return super().verify(ctx, state, draft, output, logits)
+
+
+def test_a_step_is_as_wide_as_the_guesses_in_it(tiny_llama):
+    """Lookup in two widths and a draft model in a third: each step is scored at the least that holds its guesses."""
+    prompt = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
+    method = Watched(Lookup(8, ngram=4, min_ngram=2, narrow=4), Speculative(3))
+    Watched.seen.clear()
+    result = tiny_llama.attach(draft=tiny_llama).generate([prompt], max_new_tokens=120, method=method)
+    jax.effects_barrier()
+    assert result.tokens == tiny_llama.generate([prompt], max_new_tokens=120).tokens
+    assert {width for width, _ in Watched.seen} >= {3, 4, 8}
+    assert all(width == min(w for w in (1, 3, 4, 8) if w >= size) for width, size in Watched.seen)
+
+
 def test_chains_and_trees_mix():
     chain = Draft(jnp.array([[1, 2, 3], [4, 5, 6]]), jnp.array([3, 1]), proposal=jnp.full((2, 3, 9), 0.5))
     tree = Draft(jnp.array([[1, 7, 8, 7, 7], [4, 5, 6, 7, 8]]), jnp.array([5, 4]), jnp.array([[-1, 0, 0, 1, 2]] * 2))

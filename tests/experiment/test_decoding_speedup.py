@@ -8,6 +8,7 @@ speedup = scripts.load("decoding_speedup")
 SECONDS = {1: 10.0, 4: 15.0, 8: 18.0}
 NARROW = {"name": "lookup", "width": 8, "ngram": 5, "min_ngram": 2, "narrow": 4}
 WIDE = {"name": "lookup", "width": 8}
+BOTH = {"name": "fallback", "first": WIDE, "second": {"name": "speculative", "width": 4}}
 
 
 def row(method, narrow, wide, idle, emitted):
@@ -27,6 +28,7 @@ def row(method, narrow, wide, idle, emitted):
         (NARROW, (0, 0), (0, 0), (4, 5), 0.5, 9 * 10),
         (NARROW, (0, 0), (4, 5), (0, 0), 0.0, 9 * 18),
         ({"name": "adaptive", "method": NARROW}, (3, 2), (1, 0), (6, 9), 0.0, 5 * 15 + 1 * 18 + 15 * 10),
+        (BOTH, (3, 2), (1, 0), (0, 0), 0.5, 5 * 15.5 + 1 * 18.5),
         (WIDE, (0, 0), (4, 2), (1, 0), 0.5, 6 * 18.5 + 1 * 10),
         ("greedy", (0, 0), (0, 0), (4, 5), 0.0, 9 * 10),
     ],
@@ -38,7 +40,13 @@ def test_a_step_costs_what_its_width_costs(method, narrow, wide, idle, guessing,
 
 @pytest.mark.parametrize(
     ("method", "expected"),
-    [(NARROW, (8, 4)), (WIDE, (8, 8)), ({"name": "adaptive", "method": NARROW}, (8, 4)), ("greedy", (1, 1))],
+    [
+        (NARROW, (8, 4)),
+        (WIDE, (8, 8)),
+        ({"name": "adaptive", "method": NARROW}, (8, 4)),
+        ("greedy", (1, 1)),
+        (BOTH, (8, 4)),
+    ],
 )
 def test_the_widths_to_measure(method, expected):
     assert speedup.widths_of({"method": method}) == expected
