@@ -92,12 +92,11 @@ def allowed(state: DecodeState, most: jax.Array | int) -> jax.Array:
 def catch_up(
     draft: Companion, cache: Cache, tokens: jax.Array, n: jax.Array, wanted: jax.Array, width: int = 2
 ) -> tuple[Cache, jax.Array]:
-    """Read what the draft model has not of the first n[B] of tokens i32[B, M], `width` at a time.
+    """Read what the draft model has not of the first n[B] of tokens i32[B, M].
 
     Its cache, and the logits float32[B, V] behind the last token read. Of a chain there are two tokens at most, the
-    newest, and the guess before it if all were accepted: one forward. Rows that did not draft in the last steps have
-    more: they are read `LONG` at a time while that many are missing. Nothing is read while no row of wanted bool[B]
-    needs it.
+    newest, and the guess before it if all were accepted: one forward of `width`. Rows that did not draft in the last steps have
+    more: they are read `LONG` at a time, up to the last few. Nothing is read while no row of wanted bool[B] needs it.
     """
 
     def missing(cache: Cache) -> jax.Array:
