@@ -95,8 +95,9 @@ def catch_up(
     """Read what the draft model has not of the first n[B] of tokens i32[B, M].
 
     Its cache, and the logits float32[B, V] behind the last token read. Of a chain there are two tokens at most, the
-    newest, and the guess before it if all were accepted: one forward of `width`. Rows that did not draft in the last steps have
-    more: they are read `LONG` at a time, up to the last few. Nothing is read while no row of wanted bool[B] needs it.
+    newest, and the guess before it if all were accepted: one forward of `width`. Rows that did not draft in the last
+    steps have more: they are read `LONG` at a time, up to the last few. Nothing is read while no row of wanted bool[B]
+    needs it.
     """
 
     def missing(cache: Cache) -> jax.Array:
