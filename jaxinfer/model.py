@@ -204,6 +204,22 @@ def likeliest_token(logits: jax.Array) -> jax.Array:
     return (best * block + jnp.argmax(within, axis=-1)).astype(jnp.int32)
 
 
+def likeliest_tokens(logits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` largest of logits[..., V], falling, of equals the first ones: the logits, and i32[..., count].
+
+    `lax.top_k`, which on a CPU takes 0.4 ms for eight times 49,152. No block holds one of them whose maximum is not
+    among the `count` largest maxima; so what is searched is the maxima, and then the best blocks in their order.
+    """
+    block = math.gcd(logits.shape[-1], ARGMAX_BLOCK)
+    if platform() != "cpu" or block < 32 or logits.shape[-1] < 4 * count * block:
+        return jax.lax.top_k(logits, count)
+    blocks = einops.rearrange(logits, "... (n block) -> ... n block", block=block)
+    chosen = jnp.sort(jax.lax.top_k(jnp.max(blocks, axis=-1), count)[1], axis=-1)
+    some = jnp.take_along_axis(blocks, chosen[..., None], axis=-2)
+    best, place = jax.lax.top_k(einops.rearrange(some, "... n block -> ... (n block)"), count)
+    return best, jnp.take_along_axis(chosen, place // block, axis=-1) * block + place % block
+
+
 def layer_places(cfg: ModelConfig) -> list[list[Place]]:
     """For each segment, and in it for each position of the pattern, the places of its repeats: arrays i32[repeats]."""
     seen = dict.fromkeys(cfg.kinds, 0)

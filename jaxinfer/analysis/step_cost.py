@@ -109,7 +109,8 @@ def propose_seconds(
         ctx = dataclasses.replace(context, params=params, extras=extras)
         return method.propose(ctx, dataclasses.replace(state, held=held))
 
-    call, found = jax.jit(propose, donate_argnums=0), []
+    call = jax.jit(propose, donate_argnums=0)
+    found: list[float] = []
 
     def measured(state: DecodeState) -> tuple[float, Draft]:
         held = jax.block_until_ready(jax.tree.map(jnp.copy, state.held))  # the next step still needs its own

@@ -16,6 +16,7 @@ import numpy as np
 from jaxinfer.decoding.checks import fits, takes_trees
 from jaxinfer.decoding.trees import from_paths, levels
 from jaxinfer.errors import InputError
+from jaxinfer.model import likeliest_tokens
 
 Paths = tuple[tuple[int, ...], ...]  # see `trees.from_paths`; one path of zeros is a chain
 
@@ -93,7 +94,7 @@ def parents(paths: Paths, batch: int) -> jax.Array | None:
 
 def likeliest(scores: jax.Array, count: int, columns: np.ndarray) -> jax.Array:
     """The best of scores [B, columns, M]: i32[B, columns, count]."""
-    return jax.lax.top_k(scores, count)[1]
+    return likeliest_tokens(scores, count)[1]
 
 
 def grow(paths: Paths, pending: jax.Array, vocab: jax.Array | None, guess: Guess, pick: Pick = likeliest) -> jax.Array:
@@ -136,7 +137,7 @@ def grow_dynamic(
     for _ in range(dynamic.depth):
         columns = np.arange(tokens.shape[1])[-newest:]
         scores = jax.nn.log_softmax(guess(tokens, parent, columns), axis=-1)
-        best, which = jax.lax.top_k(scores, min(beam, scores.shape[-1]))
+        best, which = likeliest_tokens(scores, min(beam, scores.shape[-1]))
         value = (worth[:, :, None] + best).reshape(batch, -1)
         token = (which if vocab is None else vocab[which]).reshape(batch, -1).astype(jnp.int32)
         below = jnp.broadcast_to(jnp.repeat(jnp.asarray(columns, jnp.int32), best.shape[2]), value.shape)

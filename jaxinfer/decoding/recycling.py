@@ -12,7 +12,7 @@ from jaxinfer.decoding.checks import room_to_guess, takes_trees
 from jaxinfer.decoding.method import Context, DecodeState, Draft, Verdict
 from jaxinfer.decoding.verify import accept
 from jaxinfer.errors import InputError
-from jaxinfer.model import Output
+from jaxinfer.model import Output, likeliest_tokens
 
 RATES = (0.45, 0.15, 0.08, 0.05, 0.035, 0.027, 0.022, 0.018)
 """About how often the successor of rank r is the right one: what the shape of the tree follows."""
@@ -88,7 +88,7 @@ def recycle(matrix: jax.Array, tokens: jax.Array, logits: jax.Array) -> jax.Arra
     token again, changes nothing.
     """
     batch, width = tokens.shape
-    _, best = jax.lax.top_k(logits, matrix.shape[2])
+    _, best = likeliest_tokens(logits, matrix.shape[2])
     order = jnp.arange(width)
     again = jnp.any((tokens[:, :, None] == tokens[:, None]) & (order < order[:, None]), axis=2)
     place = jnp.where(again, matrix.shape[1], tokens)  # outside: dropped

@@ -23,7 +23,7 @@ from jaxinfer.decoding.verify import (
     choose,
     draw,
 )
-from jaxinfer.model import likeliest_token
+from jaxinfer.model import likeliest_token, likeliest_tokens
 
 SAMPLES = 120_000
 sampled, redraw = jax.jit(accept_sampled), jax.jit(draw)
@@ -338,3 +338,21 @@ def test_the_likeliest_token_is_the_argmax_and_of_equals_the_first(vocab):
         logits = logits.astype(np.float32)
         np.testing.assert_array_equal(find(logits), logits.argmax(axis=-1))
     assert find(logits[:, 0]).shape == (3,)
+
+
+@pytest.mark.parametrize("count", [1, 3, 6])
+@pytest.mark.parametrize("vocab", [7, 97, 96, 4096, 49152])
+def test_the_likeliest_tokens_come_in_order_and_of_equals_the_first(vocab, count):
+    rng = np.random.default_rng(vocab + count)
+    levels = rng.integers(0, 6, (3, 5, vocab))  # the largest value stands in many places, the next in all blocks
+    levels[0, 0], levels[0, 1, -1], levels[0, 2, vocab // 2 :] = 0, 9, 9
+    rare = np.where(rng.random((3, 5, vocab)) < 3 / vocab, levels, 0)
+    unlikely = np.where(rare == 0, -np.inf, rare)
+    find = jax.jit(likeliest_tokens, static_argnums=1)
+    for logits in (levels, rare, unlikely, rng.normal(size=(3, 5, vocab))):
+        logits = logits.astype(np.float32)
+        wanted = np.argsort(-logits, axis=-1, kind="stable")[..., :count]
+        best, tokens = find(logits, count)
+        np.testing.assert_array_equal(tokens, wanted)
+        np.testing.assert_array_equal(best, np.take_along_axis(logits, wanted, axis=-1))
+    assert find(logits[:, 0], count)[1].shape == (3, count)
