@@ -6,13 +6,13 @@
 With --resume the newest run of that name goes on behind its last row.
 
 The config is that of `jaxinfer run`, which measures the rows: tokens a step (mean accepted tokens), the ratio of tokens
-a second to greedy decoding in the same engine, and whether the text is the same. Then the time of a step is measured by
-its width, and of each method the time that it spends on the guesses of a step. They say what the speedup should be:
-emitted tokens over the time of the steps, wide ones with their guesses and narrow ones.
+a second to greedy decoding in the same engine, and whether the text is the same. Behind each row the time of a step is
+measured by its width, and the time that its method spends on the guesses of a step: there, because a machine's speed
+drifts. They say what the speedup should be: emitted tokens over the time of the steps, wide ones with their guesses and
+narrow ones.
 """
 
 import dataclasses
-import itertools
 import json
 import statistics
 from pathlib import Path
@@ -42,8 +42,10 @@ def widths_of(row: dict[str, Any]) -> tuple[int, int]:
     return method.width, getattr(method, "narrow", None) or method.width
 
 
-def predicted(row: dict[str, Any], seconds: dict[int, float], guessing: float) -> float:
+def predicted(row: dict[str, Any]) -> float:
     """The speedup over greedy that tokens a step, the time of a step by its width, and that of its guesses give."""
+    seconds = {int(width): value for width, value in row["beside"]["step_seconds"].items()}
+    guessing = row["beside"]["guessing_seconds"]
     counts = ("emitted", "steps", "guessed", "proposed")
     emitted, steps, guessed, proposed = (sum(p[key] for p in row["prompts"]) for key in counts)
     width, narrow = widths_of(row)
@@ -59,17 +61,19 @@ def accepted_by_position(row: dict[str, Any]) -> list[tuple[float, float]]:
     return [(i, sum(runs[i + 1 :]) / guessed) for i in range(1, len(runs) - 1)] if guessed else []
 
 
-def guessing_seconds(model: jaxinfer.Model, rows: list[dict[str, Any]], prompts: list[list[int]]) -> dict[str, float]:
-    """By the name of a row, seconds that its method spends on the guesses of a step; `prompts` are one batch.
+def costs(model: jaxinfer.Model, row: dict[str, Any], prompts: list[list[int]]) -> dict[str, Any]:
+    """Seconds of a step by its width, as text, and those that the row's method spends on the guesses of a step.
 
-    Of an adaptive method what the one within spends: switched off, it spends nothing.
+    `prompts`, of token ids, are one batch of those of the row. Of an adaptive method the guesses are those of the one
+    within: switched off, it spends nothing.
     """
-    found = {}
-    for row in rows:
-        policy = row["policy"] and registry.policy(row["policy"], ("policy",), Origin("row"))
-        made = any(p["guessed"] for p in row["prompts"])
-        found[row["name"]] = propose_seconds(model, method_of(row), prompts, policy=policy) if made else 0.0
-    return found
+    live = int(statistics.median(p["prompt_tokens"] + p["emitted"] / 2 for p in row["prompts"]))
+    alone = dataclasses.replace(model, extras={})
+    seconds = step_seconds(alone, sorted({1, *widths_of(row)}), len(prompts), live)
+    policy = row["policy"] and registry.policy(row["policy"], ("policy",), Origin("row"))
+    made = any(p["guessed"] for p in row["prompts"])
+    guessing = propose_seconds(model, method_of(row), prompts, policy=policy) if made else 0.0
+    return {"step_seconds": {str(width): value for width, value in seconds.items()}, "guessing_seconds": guessing}
 
 
 def table(found: list[dict[str, Any]]) -> Table:
@@ -100,14 +104,9 @@ def main(path: str, *overrides: str) -> None:
     with console.status(f"loading {config.model.source}"):
         model = jaxinfer.load(config.model.source, config.model.dtype, config.model.weights)
         model = extras.attach(model, config.model.source, config.extras)
-    folder = runner.run(config, model, prompts, before, console)
-    rows = results.read_rows(folder)
-    live = int(statistics.median(p["prompt_tokens"] + p["emitted"] / 2 for p in rows[0]["prompts"]))
-    with console.status("the time of a step by its width"):
-        widths = sorted({1, *itertools.chain(*map(widths_of, rows))})
-        seconds = step_seconds(dataclasses.replace(model, extras={}), widths, config.decoding.batch, live)
-        texts = runner.encode(model, prompts, config)[: config.decoding.batch]
-        guessing = guessing_seconds(model, rows, texts)
+    texts = runner.encode(runner.extended(model, config.model), prompts, config)[: config.decoding.batch]
+    folder = runner.run(config, model, prompts, before, console, beside=lambda row: costs(model, row, texts))
+    rows = [row if "beside" in row else row | {"beside": costs(model, row, texts)} for row in results.read_rows(folder)]
     summaries = compare.summarize(rows)
     found = [
         {
@@ -115,15 +114,14 @@ def main(path: str, *overrides: str) -> None:
             "tokens_per_step": summary.tokens_per_step,
             "by_family": compare.per_family(row),
             "speedup": summary.speedup,
-            "predicted": predicted(row, seconds, guessing[row["name"]]),
-            "guessing_seconds": guessing[row["name"]],
+            "predicted": predicted(row),
+            **row["beside"],
             "identical": summary.identical,
             "accepted_by_position": accepted_by_position(row),
         }
         for row, summary in zip(rows, summaries, strict=True)
     ]
-    data = {"step_seconds": seconds, "live": live, "rows": found}
-    write_atomic(folder / "speedup.json", json.dumps(data, indent=2) + "\n")
+    write_atomic(folder / "speedup.json", json.dumps({"rows": found}, indent=2) + "\n")
     curves = {row["name"]: row["accepted_by_position"] for row in found if row["accepted_by_position"]}
     if curves:
         title = f"{model.name}: how often the i-th guess is accepted"

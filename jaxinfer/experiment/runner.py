@@ -28,14 +28,21 @@ class Interrupted(KeyboardInterrupt):
 
 
 def run(
-    config: Experiment, model, prompts: tuple[Prompt, ...], resume: Path | None = None, console: Console | None = None
+    config: Experiment,
+    model,
+    prompts: tuple[Prompt, ...],
+    resume: Path | None = None,
+    console: Console | None = None,
+    beside: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Path:
     """Measure the rows of a config in order, in a new run folder or in `resume`, whose finished rows are kept.
 
     `model` is `config.model.source` as it was loaded: its context is extended here if the config says so. Returns the
     folder. After each row the row, table.md and report.html are on disk, so an interruption (raised as Interrupted)
-    costs the row under way and no more. Raises InputError, before anything is written, for a prompt that does not fit
-    the model, a context that cannot be extended, and a constraint that cannot be kept to.
+    costs the row under way and no more. `beside` measures something else right behind each row, because a machine's
+    speed drifts: what it makes of the record of that row is kept in it under that name. Raises InputError, before
+    anything is written, for a prompt that does not fit the model, a context that cannot be extended, and a constraint
+    that cannot be kept to.
     """
     model = extended(model, config.model)
     tokens = encode(model, prompts, config)
@@ -58,6 +65,8 @@ def run(
                 progress.reset(current, description=row.name, total=total)
                 tick = partial(_advance, progress, current)
                 record = measure(model, row, base, prompts, tokens, config.decoding, tick)
+                if beside:
+                    record["beside"] = beside(record)
                 results.append_row(folder, record)
                 done.append(record)
                 report.write(folder, config, done)

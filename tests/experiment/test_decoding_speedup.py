@@ -34,7 +34,8 @@ def row(method, narrow, wide, idle, emitted):
     ],
 )
 def test_a_step_costs_what_its_width_costs(method, narrow, wide, idle, guessing, seconds):
-    found = speedup.predicted(row(method, narrow, wide, idle, (17, 23)), SECONDS, guessing)
+    beside = {"step_seconds": {str(width): value for width, value in SECONDS.items()}, "guessing_seconds": guessing}
+    found = speedup.predicted(row(method, narrow, wide, idle, (17, 23)) | {"beside": beside})
     assert found == pytest.approx(40 * 10 / seconds)
 
 

@@ -37,6 +37,24 @@ def test_rows_are_measured_in_order_and_compared_with_greedy(make):
     assert found["greedy"].compile_seconds == pytest.approx(4 * 2 * 2.0)  # four passes of two batches
 
 
+def test_what_is_measured_beside_a_row_is_kept_in_it(make):
+    """Right behind that row, and once: what an interrupted run has is not measured again."""
+    model, asked = FakeModel(), []
+
+    def beside(record):
+        asked.append((record["name"], len(model.calls)))
+        return {"tokens": sum(p["emitted"] for p in record["prompts"])}
+
+    config = make()
+    folder = run(config, model, load_prompts(config.prompts), None, Console(quiet=True), beside)
+    kept = results.read_rows(folder)
+    assert [row["beside"] for row in kept] == [{"tokens": sum(p["emitted"] for p in row["prompts"])} for row in kept]
+    assert [name for name, _ in asked] == [row["name"] for row in kept]
+    assert len({calls for _, calls in asked}) == len(asked)  # each behind its own row's calls
+    run(config, model, load_prompts(config.prompts), folder, Console(quiet=True), beside)
+    assert len(asked) == len(kept)
+
+
 def test_outputs_that_differ_are_counted(make):
     found = summaries(run_(make("decoding.max_new_tokens=9"), FakeModel(wrong_under_lookup="z")))
     assert found["lookup <8>"].identical == "1/2"
