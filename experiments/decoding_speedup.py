@@ -104,9 +104,10 @@ def main(path: str, *overrides: str) -> None:
     with console.status(f"loading {config.model.source}"):
         model = jaxinfer.load(config.model.source, config.model.dtype, config.model.weights)
         model = extras.attach(model, config.model.source, config.extras)
-    texts = runner.encode(runner.extended(model, config.model), prompts, config)[: config.decoding.batch]
-    folder = runner.run(config, model, prompts, before, console, beside=lambda row: costs(model, row, texts))
-    rows = [row if "beside" in row else row | {"beside": costs(model, row, texts)} for row in results.read_rows(folder)]
+    seen = runner.extended(model, config.model)  # as the run has it
+    texts = runner.encode(seen, prompts, config)[: config.decoding.batch]
+    folder = runner.run(config, model, prompts, before, console, beside=lambda row: costs(seen, row, texts))
+    rows = [row if "beside" in row else row | {"beside": costs(seen, row, texts)} for row in results.read_rows(folder)]
     summaries = compare.summarize(rows)
     found = [
         {

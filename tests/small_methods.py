@@ -1,6 +1,7 @@
 """Every decode method of the registry, small enough for random models, and what those need that need something."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -18,6 +19,18 @@ from jaxinfer import (
     Suffix,
     references,
 )
+
+
+class Watched:
+    """Before a method's class: notes how wide each step was scored, and the most that a row had to say in it."""
+
+    seen: ClassVar[list[tuple[int, int]]] = []
+
+    def verify(self, ctx, state, draft, output, logits):
+        width = logits.shape[1]
+        jax.debug.callback(lambda size: self.seen.append((width, int(size.max()))), draft.size)
+        return super().verify(ctx, state, draft, output, logits)
+
 
 _SMALLER = {
     "suffix": Suffix(width=8, ngram=3, depth=4, matches=4),

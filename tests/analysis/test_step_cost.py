@@ -43,7 +43,7 @@ def test_guesses_that_are_not_made_take_no_time(tiny_llama):
     assert propose_seconds(tiny_llama, Lookup(4, min_ngram=3, ngram=3), [[1, 2, 3], [4]], new_tokens=3) == 0
 
 
-def test_what_a_draft_model_missed_is_read_before_each_guess(tiny_llama, monkeypatch):
+def test_what_a_draft_model_missed_is_read_before_each_guess(tiny_llama):
     """Guesses are timed at several places, and each call finds the draft model where the last step left it."""
     lengths = []
 

@@ -77,14 +77,17 @@ def test_a_dear_first_try_waits(tiny_llama, ragged):
         assert result.stats.guessed == [tries, tries, 0]
 
 
-def test_a_dear_method_that_pays_is_switched_on_for_good(tiny_llama, ragged):
-    """The model is its own draft: every guess is right, so behind the first try each step has four tokens."""
+@pytest.mark.parametrize(("probe", "quiet", "new"), [(10, 4, 51), (100, 34, 91)])
+def test_a_dear_method_that_pays_is_switched_on_for_good(tiny_llama, ragged, probe, quiet, new):
+    """The model is its own draft: if it has read all that it missed, every guess is right, four tokens a step."""
     twin = tiny_llama.attach(draft=tiny_llama)
-    method = Adaptive(Speculative(4), break_even=2.5, probe=10)
-    result = twin.generate(ragged(LENGTHS), max_new_tokens=51, method=method)
-    assert result.tokens == tiny_llama.generate(ragged(LENGTHS), max_new_tokens=51).tokens
-    assert result.stats.steps == [4 + 12] * 3  # 1 + 4 x 0.15 pays for a try
-    assert result.stats.accepted == [47 - 12] * 3
+    method = Adaptive(Speculative(4), break_even=2.5, probe=probe)
+    wide = -(-(new - quiet) // 4)  # a text begins with one step, and a try of 1.5 is paid by 1 + quiet x 1.5 / probe
+    for _ in range(2):
+        result = twin.generate(ragged(LENGTHS), max_new_tokens=new, method=method)
+        assert result.tokens == tiny_llama.generate(ragged(LENGTHS), max_new_tokens=new).tokens
+        assert result.stats.steps == [quiet + wide] * 3
+        assert result.stats.accepted == [new - quiet - wide] * 3
 
 
 def test_what_pays_stays_on(tiny_llama, ragged):

@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import pytest
-from small_methods import blurred
+from small_methods import Watched, blurred
 
 from jaxinfer import (
     Adaptive,
@@ -71,22 +71,14 @@ def test_each_row_takes_the_guesses_of_the_one_that_has_some(tiny_llama, ragged)
         assert runs[1] <= 1, row
 
 
-@dataclass(frozen=True)
-class Watched(Fallback):
-    """It notes how wide each step was scored, and the most that a row had to say in it."""
-
-    seen: ClassVar[list[tuple[int, int]]] = []
-
-    def verify(self, ctx, state, draft, output, logits):
-        width = logits.shape[1]
-        jax.debug.callback(lambda size: self.seen.append((width, int(size.max()))), draft.size)
-        return super().verify(ctx, state, draft, output, logits)
+class WatchedFallback(Watched, Fallback):
+    pass
 
 
 def test_a_step_is_as_wide_as_the_guesses_in_it(tiny_llama):
     """Lookup in two widths and a draft model in a third: each step is scored at the least that holds its guesses."""
     prompt = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
-    method = Watched(Lookup(8, ngram=4, min_ngram=2, narrow=4), Speculative(3))
+    method = WatchedFallback(Lookup(8, ngram=4, min_ngram=2, narrow=4), Speculative(3))
     Watched.seen.clear()
     result = tiny_llama.attach(draft=tiny_llama).generate([prompt], max_new_tokens=120, method=method)
     jax.effects_barrier()

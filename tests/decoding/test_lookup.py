@@ -1,12 +1,11 @@
 """Prompt lookup: the match against a loop, and what is generated against the model's exact distribution."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import chi2
+from small_methods import Watched
 
 from jaxinfer import InputError, LayerKind, Lookup, Model, ModelConfig, Sample, Sampling, Segment
 from jaxinfer.decoding.lookup import continue_match
@@ -142,21 +141,14 @@ def excess(counts, probs):
     return np.sum((observed - expected) ** 2 / expected) / chi2.isf(1e-5, len(expected) - 1)
 
 
-class Watched(Lookup):
-    """It notes how wide each step was scored, and the most that a row had to say in it."""
-
-    seen: ClassVar[list[tuple[int, int]]] = []
-
-    def verify(self, ctx, state, draft, output, logits):
-        width = logits.shape[1]
-        jax.debug.callback(lambda size: self.seen.append((width, int(size.max()))), draft.size)
-        return super().verify(ctx, state, draft, output, logits)
+class WatchedLookup(Watched, Lookup):
+    pass
 
 
 def test_short_matches_are_scored_narrow(tiny_llama):
     """Greedy text of a random model runs in circles: matches of every length."""
     prompt, new = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], 120
-    method = Watched(width=6, ngram=4, min_ngram=2, narrow=3)
+    method = WatchedLookup(width=6, ngram=4, min_ngram=2, narrow=3)
     Watched.seen.clear()
     result = tiny_llama.generate([prompt], max_new_tokens=new, method=method)
     jax.effects_barrier()
