@@ -21,7 +21,7 @@ from jaxinfer.errors import InputError
 from jaxinfer.generation import Generation
 from jaxinfer.layers.moe import RouterStats
 from jaxinfer.layers.qtensor import format_of, is_quantized
-from jaxinfer.layers.stacked import MOST_SEPARATED, separate
+from jaxinfer.layers.stacked import MOST_SEPARATED, for_cpu
 from jaxinfer.model import Transformer, init_params, param_axes
 from jaxinfer.programs import enable_compilation_cache
 from jaxinfer.shapes import shape_of
@@ -61,7 +61,7 @@ class Model:
     dtype: str = "float32"
     layout: Sharding | None = None
     extras: dict[str, Any] = field(default_factory=dict)
-    separate_layers: bool | None = None  # on a CPU: see `layers.stacked.separate`. None: in stacks of up to 32 layers
+    separate_layers: bool | None = None  # on a CPU: see `layers.stacked.for_cpu`. None: in stacks of up to 32 layers
 
     @classmethod
     def random(cls, config: ModelConfig, seed: int = 0, dtype: str = "float32") -> "Model":
@@ -85,7 +85,7 @@ class Model:
     def target(self) -> Target:
         on_cpu = self.layout is None and jax.default_backend() == "cpu"
         most = {None: MOST_SEPARATED, True: sys.maxsize, False: 0}[self.separate_layers]
-        params = separate(self.params, most) if on_cpu and most else self.params
+        params = for_cpu(self.params, most) if on_cpu else self.params
         extras = {name: extra.target if isinstance(extra, Model) else extra for name, extra in self.extras.items()}
         return Target(self.network, params, self.layout, extras)
 

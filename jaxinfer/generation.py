@@ -17,6 +17,7 @@ from jaxinfer.decoding.method import Companion, Context, DecodeMethod, DecodeSta
 from jaxinfer.decoding.sampling import Sampling, SamplingState, bucket
 from jaxinfer.engine import decode
 from jaxinfer.errors import InputError
+from jaxinfer.layers.bits import without_bits
 from jaxinfer.programs import program
 from jaxinfer.stats import Stats
 from jaxinfer.target import Target
@@ -34,7 +35,7 @@ def _without_cache(extra: Any) -> Any:
 
 
 def _nbytes(tree: Any) -> int:
-    return sum(x.nbytes for x in jax.tree.leaves(tree))
+    return sum(x.nbytes for x in jax.tree.leaves(without_bits(tree)))
 
 
 def _joined(parts: list[jax.Array], shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:

@@ -29,7 +29,7 @@ class Target:
     """A model where it lies: static network, parameters, and how they are spread over devices."""
 
     model: Transformer
-    params: Any  # in the form that runs best here: see `layers.stacked.separate`
+    params: Any  # in the form that runs best here: see `layers.stacked.for_cpu`
     layout: Sharding | None = None
     extras: dict[str, Any] = field(default_factory=dict)  # by name: arrays, or the Target of a second model
 

@@ -26,7 +26,7 @@ from jaxinfer import (
     programs,
 )
 from jaxinfer.generation import Generation
-from jaxinfer.layers.stacked import Separate, separate
+from jaxinfer.layers.stacked import Separate, for_cpu
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_layers_are_apart_where_they_are_large_and_few():
         return {"segment_0": {"layer_0": {"mlp": {"up": {"kernel": jnp.zeros((n_layers, width, 256))}}}}}
 
     def is_apart(params, *most):
-        return isinstance(separate(params, *most)["segment_0"]["layer_0"]["mlp"]["up"]["kernel"], Separate)
+        return isinstance(for_cpu(params, *most)["segment_0"]["layer_0"]["mlp"]["up"]["kernel"], Separate)
 
     assert is_apart(kernels(32, 256))
     assert not is_apart(kernels(33, 256))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.cache.store import Cache, States, causal, empty_store, round_up, settle, write
+from jaxinfer.cache.store import Cache, States, as_numbers, as_stored, causal, empty_store, round_up, settle, write
 from jaxinfer.config import LayerKind, ModelConfig
 
 
@@ -23,10 +23,10 @@ class Dense:
         return Cache(stores, length=jnp.zeros(batch, jnp.int32), aux=None, policy=self)
 
     def encode(self, x: jax.Array) -> jax.Array:
-        return x
+        return as_stored(x)
 
     def decode(self, stored: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        return stored.astype(dtype)
+        return as_numbers(stored, dtype)
 
     def visible(self, kind: LayerKind, q_pos: jax.Array, kv_pos: jax.Array) -> jax.Array:
         return causal(kind, q_pos, kv_pos)

@@ -16,6 +16,8 @@ from jaxinfer.cache.store import (
     Cache,
     States,
     Store,
+    as_numbers,
+    as_stored,
     causal,
     empty_store,
     move_states,
@@ -98,10 +100,10 @@ class Paged:
         return most if self.pool is None else min(self.pool, most)
 
     def encode(self, x: jax.Array) -> Any:
-        return x if self.format is None else encode(x, self.format)
+        return as_stored(x) if self.format is None else encode(x, self.format)
 
     def decode(self, stored: Any, dtype: jnp.dtype) -> jax.Array:
-        return stored.astype(dtype) if self.format is None else dequantize(stored, dtype)
+        return as_numbers(stored, dtype) if self.format is None else dequantize(stored, dtype)
 
     def visible(self, kind: LayerKind, q_pos: jax.Array, kv_pos: jax.Array) -> jax.Array:
         return causal(kind, q_pos, kv_pos)

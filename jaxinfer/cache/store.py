@@ -11,6 +11,7 @@ from flax import struct
 
 from jaxinfer.config import LayerKind, ModelConfig
 from jaxinfer.errors import InputError
+from jaxinfer.sharding import rules
 
 BLOCK = 128
 """Slots come in blocks of this many: attention reads whole blocks, and a store holds a whole number of them."""
@@ -62,12 +63,13 @@ def empty_store(
     batch: int,
     slots: int,
     dtype: jnp.dtype,
-    encode: Callable[[jax.Array], Any] = lambda x: x,
+    encode: Callable[[jax.Array], Any] | None = None,
 ) -> Store | States:
     """A store without tokens: zeros, because 0 x NaN from an unused slot would reach the output.
 
-    encode: a policy's, from numbers of `dtype` to its storage format.
+    encode: a policy's, from numbers of `dtype` to its storage format; None: `as_stored`.
     """
+    encode = encode or as_stored
     if kind.mixer:
         shapes = kind.mixer.carried(cfg)
         return States({name: jnp.zeros((cfg.count(kind), batch, *shape)) for name, shape in shapes.items()})
@@ -75,6 +77,19 @@ def empty_store(
     numbers = [jax.ShapeDtypeStruct((cfg.count(kind), batch, heads, slots, width), dtype) for width in widths]
     k, v = (jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(encode, x)) for x in numbers)
     return Store(k, v, pos=jnp.full((batch, slots), -1, jnp.int32))
+
+
+def as_stored(x: jax.Array) -> jax.Array:
+    """Numbers as they are; on a CPU bfloat16 as its bits, u16, as `layers.bits` does with weights and for its reasons."""
+    bits = x.dtype == jnp.bfloat16 and rules.platform() == "cpu"
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if bits else x
+
+
+def as_numbers(stored: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The numbers again, in `dtype`."""
+    if stored.dtype == jnp.uint16:
+        stored = jax.lax.bitcast_convert_type(stored, jnp.bfloat16)
+    return stored.astype(dtype)
 
 
 def causal(kind: LayerKind, q_pos: jax.Array, kv_pos: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.cache.dense import append
-from jaxinfer.cache.store import Cache, causal, empty_store, round_up
+from jaxinfer.cache.store import Cache, as_numbers, as_stored, causal, empty_store, round_up
 from jaxinfer.config import LayerKind, ModelConfig
 
 
@@ -30,10 +30,10 @@ class Window:
         return Cache(stores, length=jnp.zeros(batch, jnp.int32), aux=None, policy=self)
 
     def encode(self, x: jax.Array) -> jax.Array:
-        return x
+        return as_stored(x)
 
     def decode(self, stored: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        return stored.astype(dtype)
+        return as_numbers(stored, dtype)
 
     def visible(self, kind: LayerKind, q_pos: jax.Array, kv_pos: jax.Array) -> jax.Array:
         return causal(kind, q_pos, kv_pos)

@@ -41,4 +41,4 @@ class Embedding(nn.Module):
 
     def attend(self, hidden: jax.Array) -> jax.Array:
         """hidden[B, T, D] -> logits float32[B, T, V] against the embedding's own rows."""
-        return matmul(hidden, self.embedding, self.embedding.shape)
+        return matmul(hidden, self.embedding, (self.cfg.vocab_size, self.cfg.d_model))

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxinfer.layers import lanes
+from jaxinfer.layers.bits import Bits
 from jaxinfer.layers.qtensor import is_quantized
 from jaxinfer.layers.quantized import quantized_product
 from jaxinfer.layers.stacked import parameter, with_layer
@@ -29,6 +31,11 @@ def matmul(
     rows, n_out, width = math.prod(lead), math.prod(outer), math.prod(inner)
     if is_quantized(kernel):
         return quantized_product(x.reshape(rows, width), kernel, n_out, rows <= FEW_ROWS, layer).reshape(*lead, *outer)
+    if isinstance(kernel, Bits):
+        if lanes.fits(rows, width, "bfloat16"):
+            x = x.reshape(rows, width).astype(jnp.float32)
+            return lanes.bfloat16(x, kernel.bits, n_out, layer).reshape(*lead, *outer)
+        kernel = kernel.weight
     product, finish = _formulation(x.reshape(rows, width), n_out)
     y = product(kernel) if layer is None else with_layer(kernel, layer, product)
     return finish(y).reshape(*lead, *outer)

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxinfer.layers import bits
+
 GROUPS = (32, 64, 128)
 
 
@@ -145,6 +147,8 @@ def dequantized(weight: Any) -> jax.Array:
 
 def take(table: Any, rows: jax.Array, **how: Any) -> jax.Array:
     """Rows of a table [V, D], as `jnp.take` along axis 0; only these are dequantized."""
+    if isinstance(table, bits.Bits):
+        return bits.take(table, rows, **how)
     return dequantized(jax.tree.map(lambda x: jnp.take(x, rows, axis=0, **how), table))
 
 

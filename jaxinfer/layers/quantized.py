@@ -5,9 +5,10 @@ A few rows may be multiplied by a kernel (`kernels/matmul.py`). The rest of this
 On a CPU, XLA makes a converted copy of the weights before a product with them, so what counts is how large that copy
 is, or that there is none:
 
-- int8, one row or two: activations as the sum of three int8 digits of falling scale. The digits are rows of one product
-  of integers, which reads the codes as they are. What three digits leave of an activation is below 2^-23 of the largest
-  in its row.
+- one to three rows: elementwise code that converts in registers (`layers/lanes.py`), where the shape allows it.
+- int8, one row or two elsewhere: activations as the sum of three int8 digits of falling scale. The digits are rows of one
+  product of integers, which reads the codes as they are. What three digits leave of an activation is below 2^-23 of the
+  largest in its row.
 - W8A8: the first of these digits alone.
 - int8 for more rows, and int4: converted to float32, no more than `BLOCK` outputs at a time.
 """
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.kernels import matmul
+from jaxinfer.layers import lanes
 from jaxinfer.layers.qtensor import Int4, Int8, QTensor
 from jaxinfer.layers.stacked import with_layer
 from jaxinfer.sharding.rules import platform
@@ -40,8 +42,20 @@ def quantized_product(
     row = matmul.choose(x, weight, n_out)
     if row.name == "pallas":
         return matmul.by_kernel(row, x, weight, layer)
+    if row.name == "xla" and (y := _by_lanes(x, weight, n_out, layer)) is not None:
+        return y
     use = partial(matmul.definition, x) if row.name == "reference" else partial(_plain, x, few=few)
     return use(weight) if layer is None else with_layer(weight, layer, use)
+
+
+def _by_lanes(x: jax.Array, weight: QTensor, n_out: int, layer: jax.Array | None) -> jax.Array | None:
+    """The product, where `lanes` takes it."""
+    (rows, width), form = x.shape, "int8" if isinstance(weight, Int8) else "int4"
+    padded = width if isinstance(weight, Int8) else 2 * weight.codes.shape[-1]
+    if weight.format == "w8a8" or not lanes.fits(rows, padded, form):
+        return None
+    x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, padded - width)))
+    return lanes.int8(x, weight, n_out, layer) if isinstance(weight, Int8) else lanes.int4(x, weight, n_out, layer)
 
 
 def _plain(x: jax.Array, weight: QTensor, few: bool) -> jax.Array:

@@ -3,17 +3,19 @@
 The scanned body sees the whole stack and a layer number, as attention sees the whole cache. What it costs to get one
 layer out of the stack depends on the target. XLA on a CPU copies the slice before a matrix product may read it, which
 doubles the time of a decode step once a layer is larger than the processor's cache, and adds a tenth to a prefill.
-`separate` avoids that: the same memory, seen as one array a layer, and a branch that picks the product.
+`for_cpu` avoids that: the same memory, seen as one array a layer, and a branch that picks the product.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import struct
 
+from jaxinfer.layers.bits import Bits, bits_of
 from jaxinfer.layers.qtensor import is_quantized
 
 WORTH_SEPARATING = 1 << 18  # bytes of one layer's matrix: smaller slices stay in the processor's cache when copied
@@ -37,7 +39,9 @@ def parameter(
 
 
 def with_layer(weight: Any, layer: jax.Array, use: Callable[[Any], jax.Array]) -> jax.Array:
-    """use(weight[layer]): `weight` is a pytree of arrays [L, ...] or a `Separate`, `layer` an i32[]."""
+    """use(weight[layer]): `weight` is a pytree of arrays [L, ...], a `Separate` or `Bits`, `layer` an i32[]."""
+    if isinstance(weight, Bits):
+        weight = weight.weight
     if isinstance(weight, Separate):
         # The branches differ in the buffer they read, in nothing else: `use` is traced and lowered once.
         use = jax.jit(use)
@@ -45,23 +49,31 @@ def with_layer(weight: Any, layer: jax.Array, use: Callable[[Any], jax.Array]) -
     return use(jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), weight))
 
 
-def separate(params: dict[str, Any], most_layers: int = MOST_SEPARATED) -> dict[str, Any]:
-    """The same parameters, with every large kernel in a stack of up to `most_layers` as views of one layer each.
+def for_cpu(params: dict[str, Any], most_layers: int = MOST_SEPARATED) -> dict[str, Any]:
+    """The same parameters in the form that programs for a CPU read best, in the same memory.
 
-    Copies nothing: the result shares its memory with `params`, which must stay alive. For arrays in the memory of one
-    CPU device. Quantized weights stay stacked: a product converts its slice in any case, into a buffer that the scanned
-    layers use again.
+    Every large kernel in a stack of up to `most_layers` is one array a layer, and kernels and embeddings in bfloat16 have
+    their bits beside them. Copies nothing: the result shares its memory with `params`, which must stay alive. For arrays
+    in the memory of one CPU device. Quantized weights stay as they are: their products take slices of the stack.
     """
 
-    def views(path, leaf):
+    def form(path, leaf):
         names = [entry.key for entry in path]
-        if is_quantized(leaf) or not (names[0].startswith("segment_") and names[-1] == "kernel"):
+        if is_quantized(leaf) or names[-1] not in ("kernel", "embedding"):
             return leaf
-        if leaf.shape[0] > most_layers or leaf.nbytes < WORTH_SEPARATING * leaf.shape[0]:
-            return leaf
-        layers = tuple(jax.device_put(layer) for layer in np.asarray(leaf))
-        base, size = leaf.unsafe_buffer_pointer(), leaf.nbytes // leaf.shape[0]
-        shared = all(layer.unsafe_buffer_pointer() == base + i * size for i, layer in enumerate(layers))
-        return Separate(layers) if shared else leaf
+        stacked = names[0].startswith("segment_") and names[-1] == "kernel"
+        weight = _separate(leaf) if stacked and leaf.shape[0] <= most_layers else leaf
+        bits = bits_of(leaf) if leaf.dtype == jnp.bfloat16 else None
+        return weight if bits is None else Bits(weight, bits)
 
-    return jax.tree_util.tree_map_with_path(views, params, is_leaf=is_quantized)
+    return jax.tree_util.tree_map_with_path(form, params, is_leaf=is_quantized)
+
+
+def _separate(stack: jax.Array) -> Any:
+    """A stack as one array a layer, where its layers are large and these are views of it."""
+    if stack.nbytes < WORTH_SEPARATING * stack.shape[0]:
+        return stack
+    layers = tuple(jax.device_put(layer) for layer in np.asarray(stack))
+    base, size = stack.unsafe_buffer_pointer(), stack.nbytes // stack.shape[0]
+    shared = all(layer.unsafe_buffer_pointer() == base + i * size for i, layer in enumerate(layers))
+    return Separate(layers) if shared else stack
