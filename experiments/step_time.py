@@ -12,7 +12,7 @@ import dataclasses
 import json
 import statistics
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -33,7 +33,7 @@ class Config:
 
     name: str
     model: ModelSpec
-    weights: tuple[WeightFormat | None, ...] = (None, "int8", "int4")
+    weights: tuple[WeightFormat | Literal["bfloat16"] | None, ...] = (None, "bfloat16", "int8", "int4")
     widths: tuple[int, ...] = (1, 8)
     batches: tuple[int, ...] = (1,)
     live: tuple[int, ...] = (128,)
@@ -59,6 +59,13 @@ class Config:
             raise InputError("rounds and steps must be 1 or above")
         if self.model.weights:
             raise InputError("model.weights: leave it out; the formats that are compared stand under weights")
+
+
+def as_format(config: Config, plain: jaxinfer.Model, name: str | None) -> jaxinfer.Model:
+    """The model with weights of that format."""
+    if name == "bfloat16":
+        return jaxinfer.load(config.model.source, name)
+    return quantize_weights(plain, name) if name else plain
 
 
 def measured(config: Config, models: dict[str, jaxinfer.Model], batch: int, live: int) -> list[dict[str, Any]]:
@@ -87,7 +94,7 @@ def main(path: str, *overrides: str) -> None:
     config.check()
     results.check_writable(config.output)
     plain = jaxinfer.load(config.model.source, config.model.dtype)
-    models = {name or plain.dtype: quantize_weights(plain, name) if name else plain for name in config.weights}
+    models = {name or plain.dtype: as_format(config, plain, name) for name in config.weights}
     before, found = read_bandwidth(), []
     with Console(stderr=True).status("measuring") as status:
         for batch in config.batches:

@@ -80,7 +80,7 @@ def empty_store(
 
 
 def as_stored(x: jax.Array) -> jax.Array:
-    """Numbers as they are; on a CPU bfloat16 as its bits, u16, as `layers.bits` does with weights and for its reasons."""
+    """Numbers as they are; on a CPU bfloat16 as its bits, u16, for the reasons of `layers.bits`."""
     bits = x.dtype == jnp.bfloat16 and rules.platform() == "cpu"
     return jax.lax.bitcast_convert_type(x, jnp.uint16) if bits else x
 

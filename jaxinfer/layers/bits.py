@@ -1,7 +1,7 @@
 """Weights in bfloat16 on a CPU, and beside each its bits: the same memory as whole numbers.
 
-XLA on a CPU slices, gathers and converts arrays of bfloat16 by way of a copy of all of it in float32. The bits it slices
-as they are, and what is sliced becomes float32 by a shift.
+XLA on a CPU slices, gathers and converts an array of bfloat16 by way of a copy of all of it in float32. The bits it
+slices as they are, and what is sliced becomes float32 by a shift.
 """
 
 from typing import Any

@@ -5,11 +5,11 @@ longer than reading the weight. Elementwise code has no such copies. So the prod
 
     sums[o, r, lane] = sum over j of x[r, j * LANES + lane] * w[o, j * LANES + lane]
 
-with its terms written out, and what is left is the sum over lanes, a product with ones. XLA makes one loop of all terms,
-in which neighbouring lanes, that lie side by side in memory, become vectors: load, convert, multiply and add. Three things
-must hold: the lanes of a term fit the registers (64 take twice as long), a loop has no more than some 60 terms (128 take
-eight times as long as two loops of 64), and each term takes its own slice of the stack of layers, because a layer that
-several terms share is copied out first. Measured in docs/cpu.md.
+with its terms written out, and what is left is the sum over lanes, a product with ones. XLA makes one loop of all
+terms, in which neighbouring lanes, that lie side by side in memory, become vectors: load, convert, multiply and add.
+Three things must hold: the lanes of a term fit the registers (64 take twice as long), a loop has no more than some 60
+terms (128 take eight times as long as two loops of 64), and each term takes its own slice of the stack of layers,
+because a layer that several terms share is copied out first. Measured in docs/cpu.md.
 """
 
 from collections.abc import Callable
@@ -59,11 +59,9 @@ def product(x: jax.Array, n_out: int, term: Term) -> jax.Array:
     return (y if n_out % most == 0 else jnp.concatenate([y, some(whole * most, n_out % most)])).T
 
 
-def _stack(array: jax.Array, layer: jax.Array | None) -> tuple[jax.Array, jax.Array | int]:
-    """A weight's array as [L, out, last], and which layer of these is meant."""
-    if layer is None:
-        return array.reshape(1, -1, array.shape[-1]), 0
-    return array.reshape(array.shape[0], -1, array.shape[-1]), layer
+def _stack(array: jax.Array, n_out: int, layer: jax.Array | None) -> tuple[jax.Array, jax.Array | int]:
+    """What a weight holds as [L, n_out, ...], and which layer of these is meant."""
+    return array.reshape(1 if layer is None else len(array), n_out, -1), 0 if layer is None else layer
 
 
 def _part(
@@ -75,7 +73,7 @@ def _part(
 
 def int8(x: jax.Array, weight: Int8, n_out: int, layer: jax.Array | None) -> jax.Array:
     """x float32[rows, in] times an Int8 [*out, *in], or layer i32[] of a stack of them -> float32[rows, n_out]."""
-    codes, (scale, which) = _stack(weight.codes, layer), _stack(weight.scale[..., None], layer)
+    codes, (scale, which) = _stack(weight.codes, n_out, layer), _stack(weight.scale, n_out, layer)
 
     def term(j: int, start: jax.Array | int, count: int) -> jax.Array:
         return _part(codes, start, count, j * LANES, LANES).astype(jnp.float32)
@@ -85,7 +83,7 @@ def int8(x: jax.Array, weight: Int8, n_out: int, layer: jax.Array | None) -> jax
 
 def int4(x: jax.Array, weight: Int4, n_out: int, layer: jax.Array | None) -> jax.Array:
     """x float32[rows, P] times an Int4 [*out, P], or layer i32[] of a stack of them -> float32[rows, n_out]."""
-    codes, scale, minimum = (_stack(a, layer) for a in (weight.codes, weight.scale, weight.minimum))
+    codes, scale, minimum = (_stack(a, n_out, layer) for a in (weight.codes, weight.scale, weight.minimum))
     half, group = weight.codes.shape[-1], weight.group
     x = x.reshape(len(x), 2, -1, LANES).swapaxes(1, 2)  # a term of each half in turn: both are in the same bytes
 
@@ -103,7 +101,7 @@ def bfloat16(x: jax.Array, bits: jax.Array, n_out: int, layer: jax.Array | None)
 
     The bits are what is sliced: XLA slices bfloat16 by way of a copy in float32.
     """
-    stack = _stack(bits, layer)
+    stack = _stack(bits, n_out, layer)
 
     def term(j: int, start: jax.Array | int, count: int) -> jax.Array:
         wide = _part(stack, start, count, j * LANES, LANES).astype(jnp.uint32) << 16

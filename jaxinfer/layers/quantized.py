@@ -5,10 +5,10 @@ A few rows may be multiplied by a kernel (`kernels/matmul.py`). The rest of this
 On a CPU, XLA makes a converted copy of the weights before a product with them, so what counts is how large that copy
 is, or that there is none:
 
-- one to three rows: elementwise code that converts in registers (`layers/lanes.py`), where the shape allows it.
-- int8, one row or two elsewhere: activations as the sum of three int8 digits of falling scale. The digits are rows of one
-  product of integers, which reads the codes as they are. What three digits leave of an activation is below 2^-23 of the
-  largest in its row.
+- a few rows: elementwise code that converts in registers (`layers/lanes.py`), where the shape allows it.
+- int8, one row or two elsewhere: activations as the sum of three int8 digits of falling scale. The digits are rows of
+  one product of integers, which reads the codes as they are. What three digits leave of an activation is below 2^-23 of
+  the largest in its row.
 - W8A8: the first of these digits alone.
 - int8 for more rows, and int4: converted to float32, no more than `BLOCK` outputs at a time.
 """

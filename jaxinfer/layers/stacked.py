@@ -52,9 +52,9 @@ def with_layer(weight: Any, layer: jax.Array, use: Callable[[Any], jax.Array]) -
 def for_cpu(params: dict[str, Any], most_layers: int = MOST_SEPARATED) -> dict[str, Any]:
     """The same parameters in the form that programs for a CPU read best, in the same memory.
 
-    Every large kernel in a stack of up to `most_layers` is one array a layer, and kernels and embeddings in bfloat16 have
-    their bits beside them. Copies nothing: the result shares its memory with `params`, which must stay alive. For arrays
-    in the memory of one CPU device. Quantized weights stay as they are: their products take slices of the stack.
+    Every large kernel in a stack of up to `most_layers` is one array a layer, and kernels and embeddings in bfloat16
+    have their bits beside them. Copies nothing: the result shares its memory with `params`, which must stay alive. For
+    arrays in the memory of one CPU device. Quantized weights stay as they are: their products take slices of the stack.
     """
 
     def form(path, leaf):
