@@ -89,7 +89,7 @@ def int4(x: jax.Array, weight: Int4, n_out: int, layer: jax.Array | None) -> jax
 
     def term(j: int, start: jax.Array | int, count: int) -> jax.Array:
         at, high = j // 2 * LANES, j % 2
-        both = _part(codes, start, count, at, LANES)
+        both = _part(codes, start, count, at, LANES).astype(jnp.int32)  # widened once for both
         step, least = (_part(a, start, count, (at + high * half) // group, 1) for a in (scale, minimum))
         return (both >> 4 if high else both & 15).astype(jnp.float32) * step + least
 
