@@ -6,15 +6,17 @@
 With --resume the newest run of that name goes on behind its last row.
 
 The config is that of `jaxinfer run`, which measures the rows: tokens a step (mean accepted tokens), the ratio of tokens
-a second to greedy decoding in the same engine, and whether the text is the same. Behind each row the time of a step is
-measured by its width, and the time that its method spends on the guesses of a step: there, because a machine's speed
-drifts. They say what the speedup should be: emitted tokens over the time of the steps, wide ones with their guesses and
-narrow ones.
+a second to greedy decoding in the same engine, and whether the text is the same. Behind each pass of a row the time of
+a step is measured by its width, and the time that its method spends on the guesses of a step, each time on another
+prompt: there, because a machine's speed drifts. They say what the speedup should be: emitted tokens over the time of
+the steps, wide ones with their guesses and narrow ones.
 """
 
 import dataclasses
+import itertools
 import json
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from rich.table import Table
 import jaxinfer
 from jaxinfer.analysis.step_cost import propose_seconds, step_seconds
 from jaxinfer.caching import write_atomic
+from jaxinfer.errors import InputError
 from jaxinfer.experiment import compare, extras, lines, load_config, load_prompts, registry, results, runner, script
 from jaxinfer.experiment.merge import Origin
 
@@ -42,16 +45,30 @@ def widths_of(row: dict[str, Any]) -> tuple[int, int]:
     return method.width, getattr(method, "narrow", None) or method.width
 
 
-def predicted(row: dict[str, Any]) -> float:
-    """The speedup over greedy that tokens a step, the time of a step by its width, and that of its guesses give."""
-    seconds = {int(width): value for width, value in row["beside"]["step_seconds"].items()}
-    guessing = row["beside"]["guessing_seconds"]
+def predicted(row: dict[str, Any]) -> list[float]:
+    """The speedup over greedy that tokens a step, the time of a step by its width, and that of its guesses give.
+
+    One for each pass, by the times of a step behind it; of the guesses' times, which depend on the prompt, the mean.
+    """
+    guessing = statistics.mean(one["guessing_seconds"] for one in row["beside"])
+    return [_predicted(row, one["step_seconds"], guessing) for one in row["beside"]]
+
+
+def _predicted(row: dict[str, Any], step_seconds: dict[str, float], guessing: float) -> float:
+    seconds = {int(width): value for width, value in step_seconds.items()}
     counts = ("emitted", "steps", "guessed", "proposed")
     emitted, steps, guessed, proposed = (sum(p[key] for p in row["prompts"]) for key in counts)
     width, narrow = widths_of(row)
     wide = guessed if narrow == width else (proposed - guessed * (narrow - 1)) / (width - narrow)
     taken = wide * seconds[width] + (guessed - wide) * seconds[narrow] + guessed * guessing
     return emitted * seconds[1] / (taken + (steps - guessed) * seconds[1])
+
+
+def of_predicted(row: dict[str, Any]) -> float | None:
+    """The speedup over the predicted one, pass by pass: the median. None where a pass had nothing to decode."""
+    rates = zip(row["decode_rates"], row["baseline_rates"], predicted(row), strict=True)
+    ratios = [rate / greedy / expected for rate, greedy, expected in rates if rate and greedy]
+    return statistics.median(ratios) if len(ratios) == len(row["beside"]) else None
 
 
 def accepted_by_position(row: dict[str, Any]) -> list[tuple[float, float]]:
@@ -76,6 +93,12 @@ def costs(model: jaxinfer.Model, row: dict[str, Any], prompts: list[list[int]]) 
     return {"step_seconds": {str(width): value for width, value in seconds.items()}, "guessing_seconds": guessing}
 
 
+def spread(tokens: list[list[int]], batch: int, count: int) -> Iterator[list[list[int]]]:
+    """Batches of the prompts in turn, for ever: `count` of them, from their beginning to their end."""
+    starts = range(0, len(tokens), batch)
+    return itertools.cycle([tokens[at : at + batch] for at in starts[:: max(1, len(starts) // count)]])
+
+
 def table(found: list[dict[str, Any]]) -> Table:
     """A row for each method: tokens a step, over all and by family, and the speedup beside the predicted one."""
     families = list(found[0]["by_family"])
@@ -84,8 +107,8 @@ def table(found: list[dict[str, Any]]) -> Table:
     for row in found:
         by_family, speedup, expected = row["by_family"], row["speedup"], row["predicted"]
         measured = ("-", f"{expected:.2f}", "-")
-        if speedup is not None:
-            measured = (f"{speedup:.2f}", f"{expected:.2f}", f"{speedup / expected - 1:+.0%}")
+        if speedup is not None and row["of_predicted"] is not None:
+            measured = (f"{speedup:.2f}", f"{expected:.2f}", f"{row['of_predicted'] - 1:+.0%}")
         cells = (f"{row['tokens_per_step']:.2f}", *(f"{by_family[family]:.2f}" for family in families), *measured)
         shown.add_row(row["name"], *cells, f"{1e3 * row['guessing_seconds']:.1f}", row["identical"])
     return shown
@@ -100,14 +123,16 @@ def main(path: str, *overrides: str) -> None:
     before = results.newest_run(config) if resume else None
     if before:
         results.check_same(before, config, [prompt.text for prompt in prompts])
+        if any(not isinstance(row.get("beside"), list) for row in results.read_rows(before)):
+            raise InputError(f"{before}: its rows hold no times of steps, so it cannot go on: leave out --resume")
     console = Console(stderr=True)
     with console.status(f"loading {config.model.source}"):
         model = jaxinfer.load(config.model.source, config.model.dtype, config.model.weights)
         model = extras.attach(model, config.model.source, config.extras)
     seen = runner.extended(model, config.model)  # as the run has it
-    texts = runner.encode(seen, prompts, config)[: config.decoding.batch]
-    folder = runner.run(config, model, prompts, before, console, beside=lambda row: costs(seen, row, texts))
-    rows = [row if "beside" in row else row | {"beside": costs(seen, row, texts)} for row in results.read_rows(folder)]
+    texts = spread(runner.encode(seen, prompts, config), config.decoding.batch, config.decoding.repeats)
+    folder = runner.run(config, model, prompts, before, console, beside=lambda row: costs(seen, row, next(texts)))
+    rows = results.read_rows(folder)
     summaries = compare.summarize(rows)
     found = [
         {
@@ -115,8 +140,10 @@ def main(path: str, *overrides: str) -> None:
             "tokens_per_step": summary.tokens_per_step,
             "by_family": compare.per_family(row),
             "speedup": summary.speedup,
-            "predicted": predicted(row),
-            **row["beside"],
+            "predicted": statistics.median(predicted(row)),
+            "of_predicted": of_predicted(row),
+            "passes": row["beside"],
+            "guessing_seconds": statistics.mean(one["guessing_seconds"] for one in row["beside"]),
             "identical": summary.identical,
             "accepted_by_position": accepted_by_position(row),
         }

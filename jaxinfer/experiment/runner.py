@@ -39,8 +39,7 @@ def run(
 
     `model` is `config.model.source` as it was loaded: its context is extended here if the config says so. Returns the
     folder. After each row the row, table.md and report.html are on disk, so an interruption (raised as Interrupted)
-    costs the row under way and no more. `beside` measures something else right behind each row, because a machine's
-    speed drifts: what it makes of the record of that row is kept in it under that name. Raises InputError, before
+    costs the row under way and no more. `beside` measures something else: see `measure`. Raises InputError, before
     anything is written, for a prompt that does not fit the model, a context that cannot be extended, and a constraint
     that cannot be kept to.
     """
@@ -64,9 +63,7 @@ def run(
                 total = len(_batches(prompts, config.decoding.batch)) * passes
                 progress.reset(current, description=row.name, total=total)
                 tick = partial(_advance, progress, current)
-                record = measure(model, row, base, prompts, tokens, config.decoding, tick)
-                if beside:
-                    record["beside"] = beside(record)
+                record = measure(model, row, base, prompts, tokens, config.decoding, tick, beside)
                 results.append_row(folder, record)
                 done.append(record)
                 report.write(folder, config, done)
@@ -146,13 +143,16 @@ def measure(
     tokens: list[list[int]],
     decoding: DecodingSpec,
     tick: Callable[[], None] = lambda: None,
+    beside: Callable[[dict[str, Any]], Any] | None = None,
 ) -> dict[str, Any]:
     """One row: `decoding.repeats` passes over all prompts, each followed by a pass of `base`, unless that is the row.
 
     A machine's speed drifts: what is compared is measured in alternation. Rates are tokens/s, bandwidths bytes/s, one a
     pass. A pass before them compiles and is not timed, for the first call of a program takes up to half a second more:
     what multiplies prepares itself. Every pass has the same seeds, hence the same outputs, and a prompt keeps its seed
-    however the prompts are batched. `tick` is called after each batch.
+    however the prompts are batched. `tick` is called after each batch. `beside` measures something else behind each
+    timed pass, for the same reason: it is given the row with what its prompts gave, and the record keeps a list of what
+    it returns.
     """
 
     constraint = (
@@ -175,13 +175,16 @@ def measure(
         return outputs
 
     outputs = one_pass(row)
-    first, stats, base_rates = [output.stats for output in outputs], [], []
+    first, stats, base_rates, others = [output.stats for output in outputs], [], [], []
+    what = dataclasses.asdict(row) | {"prompts": _records(prompts, outputs)}
     for _ in range(decoding.repeats):
         stats.append([output.stats for output in one_pass(row)])
-        beside = stats[-1] if base == row else [output.stats for output in one_pass(base)]
-        base_rates.append(_mean(beside, "decode_rate", _decode_seconds))
+        greedy = stats[-1] if base == row else [output.stats for output in one_pass(base)]
+        base_rates.append(_mean(greedy, "decode_rate", _decode_seconds))
+        if beside:
+            others.append(beside(what))
     return {
-        **dataclasses.asdict(row),
+        **what,
         "dtype": model.dtype,
         "weights": model.weights or model.dtype,
         "decode_rates": [_mean(one, "decode_rate", _decode_seconds) for one in stats],
@@ -194,8 +197,7 @@ def measure(
         "cache_bytes": max(one.cache_bytes for one in first),
         "temp_bytes": max(one.temp_bytes for one in first),
         "peak_rss_bytes": peak_rss(),
-        "prompts": _records(prompts, outputs),
-    }
+    } | ({"beside": others} if beside else {})
 
 
 def peak_rss() -> int | None:

@@ -34,9 +34,33 @@ def row(method, narrow, wide, idle, emitted):
     ],
 )
 def test_a_step_costs_what_its_width_costs(method, narrow, wide, idle, guessing, seconds):
-    beside = {"step_seconds": {str(width): value for width, value in SECONDS.items()}, "guessing_seconds": guessing}
-    found = speedup.predicted(row(method, narrow, wide, idle, (17, 23)) | {"beside": beside})
-    assert found == pytest.approx(40 * 10 / seconds)
+    steps = {str(width): value for width, value in SECONDS.items()}
+    twice = {width: 2 * value for width, value in steps.items()}
+    beside = [{"step_seconds": step, "guessing_seconds": 0.0} for step in (steps, twice)]
+    record = row(method, narrow, wide, idle, (17, 23)) | {"beside": beside}
+    plain = 40 * 10 / (seconds - guessing * sum(narrow + wide))
+    assert speedup.predicted(record) == pytest.approx([plain, plain])  # each pass by its own clock
+    beside[0]["guessing_seconds"] = 2 * guessing  # of the guesses the mean
+    assert speedup.predicted(record)[0] == pytest.approx(40 * 10 / seconds)
+
+
+def test_each_pass_is_compared_with_its_own_prediction():
+    """A machine that was slower in the second pass, and with it the steps that were measured behind that."""
+    steps = [{"1": 10.0, "8": 20.0}, {"1": 10.0, "8": 30.0}]
+    beside = [{"step_seconds": one, "guessing_seconds": 0.0} for one in steps]
+    record = row(WIDE, (0,), (4,), (0,), (8,)) | {"beside": beside}
+    record |= {"decode_rates": [11.0, 7.0], "baseline_rates": [10.0, 10.0]}
+    assert speedup.predicted(record) == pytest.approx([1.0, 2 / 3])
+    assert speedup.of_predicted(record) == pytest.approx((1.1 + 1.05) / 2)
+    assert speedup.of_predicted(record | {"decode_rates": [11.0, None]}) is None
+
+
+def test_guesses_are_measured_on_prompts_from_beginning_to_end():
+    tokens = [[i] for i in range(7)]
+    turn = speedup.spread(tokens, 1, 3)
+    assert [next(turn) for _ in range(5)] == [[[0]], [[2]], [[4]], [[6]], [[0]]]
+    assert next(speedup.spread(tokens, 4, 3)) == [[0], [1], [2], [3]]
+    assert next(speedup.spread(tokens[:1], 1, 3)) == [[0]]
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_rows_are_measured_in_order_and_compared_with_greedy(make):
 
 
 def test_what_is_measured_beside_a_row_is_kept_in_it(make):
-    """Right behind that row, and once: what an interrupted run has is not measured again."""
+    """Behind each of its timed passes, and once: what an interrupted run has is not measured again."""
     model, asked = FakeModel(), []
 
     def beside(record):
@@ -48,11 +48,13 @@ def test_what_is_measured_beside_a_row_is_kept_in_it(make):
     config = make()
     folder = run(config, model, load_prompts(config.prompts), None, Console(quiet=True), beside)
     kept = results.read_rows(folder)
-    assert [row["beside"] for row in kept] == [{"tokens": sum(p["emitted"] for p in row["prompts"])} for row in kept]
-    assert [name for name, _ in asked] == [row["name"] for row in kept]
-    assert len({calls for _, calls in asked}) == len(asked)  # each behind its own row's calls
+    repeats = config.decoding.repeats
+    for row in kept:
+        assert row["beside"] == [{"tokens": sum(p["emitted"] for p in row["prompts"])}] * repeats
+    assert [name for name, _ in asked] == [row["name"] for row in kept for _ in range(repeats)]
+    assert len({calls for _, calls in asked}) == len(asked)  # each behind calls of its own
     run(config, model, load_prompts(config.prompts), folder, Console(quiet=True), beside)
-    assert len(asked) == len(kept)
+    assert len(asked) == len(kept) * repeats
 
 
 def test_outputs_that_differ_are_counted(make):
