@@ -19,7 +19,7 @@ class Dense:
 
     def init(self, cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> Cache:
         slots = round_up(capacity)
-        stores = {kind.name: empty_store(cfg, kind, batch, slots, dtype) for kind in cfg.kinds}
+        stores = {kind.name: empty_store(cfg, kind, batch, slots, dtype, self.encode) for kind in cfg.kinds}
         return Cache(stores, length=jnp.zeros(batch, jnp.int32), aux=None, policy=self)
 
     def encode(self, x: jax.Array) -> jax.Array:

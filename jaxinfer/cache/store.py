@@ -63,13 +63,12 @@ def empty_store(
     batch: int,
     slots: int,
     dtype: jnp.dtype,
-    encode: Callable[[jax.Array], Any] | None = None,
+    encode: Callable[[jax.Array], Any] = lambda x: x,
 ) -> Store | States:
     """A store without tokens: zeros, because 0 x NaN from an unused slot would reach the output.
 
-    encode: a policy's, from numbers of `dtype` to its storage format; None: `as_stored`.
+    encode: a policy's, from numbers of `dtype` to its storage format.
     """
-    encode = encode or as_stored
     if kind.mixer:
         shapes = kind.mixer.carried(cfg)
         return States({name: jnp.zeros((cfg.count(kind), batch, *shape)) for name, shape in shapes.items()})

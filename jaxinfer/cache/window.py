@@ -24,7 +24,9 @@ class Window:
 
     def init(self, cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> Cache:
         stores = {
-            kind.name: empty_store(cfg, kind, batch, round_up(min(capacity, kind.window or capacity)), dtype)
+            kind.name: empty_store(
+                cfg, kind, batch, round_up(min(capacity, kind.window or capacity)), dtype, self.encode
+            )
             for kind in cfg.kinds
         }
         return Cache(stores, length=jnp.zeros(batch, jnp.int32), aux=None, policy=self)
