@@ -23,12 +23,8 @@ class Window:
     capacity: int | None = None
 
     def init(self, cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> Cache:
-        stores = {
-            kind.name: empty_store(
-                cfg, kind, batch, round_up(min(capacity, kind.window or capacity)), dtype, self.encode
-            )
-            for kind in cfg.kinds
-        }
+        slots = {kind: round_up(min(capacity, kind.window or capacity)) for kind in cfg.kinds}
+        stores = {k.name: empty_store(cfg, k, batch, size, dtype, self.encode) for k, size in slots.items()}
         return Cache(stores, length=jnp.zeros(batch, jnp.int32), aux=None, policy=self)
 
     def encode(self, x: jax.Array) -> jax.Array:
