@@ -94,9 +94,9 @@ def costs(model: jaxinfer.Model, row: dict[str, Any], prompts: list[list[int]]) 
 
 
 def spread(tokens: list[list[int]], batch: int, count: int) -> Iterator[list[list[int]]]:
-    """Batches of the prompts in turn, for ever: `count` of them, from their beginning to their end."""
+    """Batches of the prompts in turn, for ever: `count` of them at most, evenly apart; so every row gets the same."""
     starts = range(0, len(tokens), batch)
-    return itertools.cycle([tokens[at : at + batch] for at in starts[:: max(1, len(starts) // count)]])
+    return itertools.cycle([tokens[at : at + batch] for at in starts[:: max(1, len(starts) // count)][:count]])
 
 
 def table(found: list[dict[str, Any]]) -> Table:

@@ -37,5 +37,8 @@ def take(table: Bits, rows: jax.Array, **how: Any) -> jax.Array:
 
 def without_bits(tree: Any) -> Any:
     """The tree with the weight in place of each Bits."""
-    is_bits = lambda x: isinstance(x, Bits)  # noqa: E731
+
+    def is_bits(x: Any) -> bool:
+        return isinstance(x, Bits)
+
     return jax.tree.map(lambda x: x.weight if is_bits(x) else x, tree, is_leaf=is_bits)

@@ -50,9 +50,9 @@ def quantized_product(
 
 def _by_lanes(x: jax.Array, weight: QTensor, n_out: int, layer: jax.Array | None) -> jax.Array | None:
     """The product, where `lanes` takes it."""
-    (rows, width), form = x.shape, "int8" if isinstance(weight, Int8) else "int4"
+    rows, width = x.shape
     padded = width if isinstance(weight, Int8) else 2 * weight.codes.shape[-1]
-    if weight.format == "w8a8" or not lanes.fits(rows, padded, form):
+    if not lanes.fits(rows, padded, weight.format.partition("-")[0]):
         return None
     x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, padded - width)))
     return lanes.int8(x, weight, n_out, layer) if isinstance(weight, Int8) else lanes.int4(x, weight, n_out, layer)
