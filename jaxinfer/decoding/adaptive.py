@@ -13,8 +13,7 @@ from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, 
 from jaxinfer.errors import InputError
 from jaxinfer.model import Output
 
-CREDIT = 1.0  # what a text begins with, in steps without guesses
-TRIES = 0.01  # what such a step adds to it, until another try can be paid
+TRIES = 0.005  # what a step without guesses adds to the account, until another try can be paid
 SAVED = 2.0  # so much more than a try costs can be saved up: a few poor steps do not end a good run
 
 
@@ -32,13 +31,15 @@ class Adaptive:
 
     Each row keeps an account in steps without guesses. A step with guesses adds the tokens that it emits and takes
     `break_even`, what it costs; it is taken while the account could pay for one that emits a single token. A step
-    without guesses adds 0.01. An account begins with one step, so whatever the guesses are worth, they cost a text no
-    more than a step and 1 % of its time.
+    without guesses adds 0.005. An account begins with `credit`, so whatever the guesses are worth, they cost a text no
+    more than that and half a percent of its time. A draft model has to read all that was written without it before it
+    guesses again, which that does not pay: once off it stays off, unless `probe` says otherwise.
     """
 
     method: DecodeMethod = field(default_factory=Lookup)
     break_even: float = 1.5  # time of a step with guesses over that of one without: `experiments/when_it_pays.py`
-    probe: int | None = None  # steps without guesses before the next try; None: so many that 1 % pays for it
+    probe: int | None = None  # steps without guesses before the next try; None: so many that 0.5 % pays for it
+    credit: float = 1.0  # what finding out may cost a text, in steps without guesses
 
     def __post_init__(self):
         if isinstance(self.method, Adaptive):
@@ -50,11 +51,15 @@ class Adaptive:
             raise InputError(f"break_even={self.break_even} must be at least 1")
         if self.probe is not None and self.probe < 1:
             raise InputError(f"probe={self.probe} must be at least 1")
+        if not self.credit >= 0:
+            raise InputError(f"credit={self.credit} must be at least 0")
 
     @property
     def earned(self) -> float:
         """What a step without guesses adds to the account."""
-        return TRIES if self.probe is None else (self.break_even - 1) / self.probe
+        if self.probe is not None:
+            return (self.break_even - 1) / self.probe
+        return 0.0 if "draft" in self.needs else TRIES
 
     @property
     def width(self) -> int:
@@ -84,14 +89,29 @@ class Adaptive:
         return self.method.hold(ctx, state) if hasattr(self.method, "hold") else None
 
     def init(self, ctx: Context, state: DecodeState) -> Switch:
-        return Switch(jnp.full(state.n.shape, CREDIT, jnp.float32), self.method.init(ctx, state))
+        return Switch(jnp.full(state.n.shape, self.credit, jnp.float32), self.method.init(ctx, state))
 
     def propose(self, ctx: Context, state: DecodeState) -> Draft:
         off = self.is_off(state.aux.credit)
-        draft = self.method.propose(ctx, dataclasses.replace(state, aux=state.aux.aux, done=state.done | off))
-        if draft.always and not getattr(self.method, "can_rest", False):
-            raise InputError(f"{type(self.method).__name__} guesses in every step: it cannot be switched off")
-        return dataclasses.replace(draft, size=jnp.where(off, 1, draft.size), always=False)
+        resting = dataclasses.replace(state, aux=state.aux.aux, done=state.done | off)
+
+        def guess() -> Draft:
+            draft = self.method.propose(ctx, resting)
+            if draft.always and not getattr(self.method, "can_rest", False):
+                raise InputError(f"{type(self.method).__name__} guesses in every step: it cannot be switched off")
+            return dataclasses.replace(draft, size=jnp.where(off, 1, draft.size), always=False)
+
+        if jax.tree.leaves(state.held):  # which a branch would copy
+            return guess()
+        guess = jax.jit(guess, inline=True)  # is traced once for its shapes and for the branch
+        shapes = jax.eval_shape(guess)
+
+        def none() -> Draft:
+            empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            size, tokens = jnp.ones_like(state.n), empty.tokens.at[:, 0].set(state.pending)
+            return dataclasses.replace(empty, tokens=tokens, size=size)
+
+        return jax.lax.cond(jnp.all(resting.done), none, guess)
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
         verdict = self.method.verify(ctx, dataclasses.replace(state, aux=state.aux.aux), draft, output, logits)
