@@ -37,7 +37,7 @@ from jaxinfer.caching import write_atomic
 from jaxinfer.errors import InputError
 from jaxinfer.experiment import load_prompts, registry, results, script
 from jaxinfer.experiment.merge import Origin
-from jaxinfer.experiment.prompts import Prompt
+from jaxinfer.experiment.prompts import Prompt, token_ids
 from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, PromptSpec, read_as
 from jaxinfer.heads import data, mtp, start
 from jaxinfer.heads.heads import frequent
@@ -230,7 +230,7 @@ def run_model(
     model = jaxinfer.load(source, dtype="float32")
     if model.tokenizer is None:
         raise InputError(f"models: {source!r} has no tokenizer")
-    texts = [_encode(model, prompt, config.prompts.chat) for prompt in in_turn(prompts)]
+    texts = [token_ids(model, prompt, config.prompts.chat) for prompt in in_turn(prompts)]
     known = {line["greedy"]: line["tokens"] for line in done if line["model"] == source and "greedy" in line}
     by_cell = {
         (name, batch): batches_of(config, batch, texts, first)
@@ -248,12 +248,6 @@ def run_model(
         last = cell["method"]
         equipped, method = equipment.of(*methods[last])
         keep(cell | one_cell(equipped, method, cell["policy"], by_cell[last, cell["batch"]], known))
-
-
-def _encode(model: jaxinfer.Model, prompt: Prompt, chat: bool) -> list[int]:
-    if chat and model.tokenizer.has_chat:
-        return model.tokenizer.chat([{"role": "user", "content": prompt.text}])
-    return model.tokenizer.encode(prompt.text)
 
 
 def table(lines: list[dict[str, Any]]) -> Table:

@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from jaxinfer.errors import InputError
 from jaxinfer.experiment.registry import suggest
@@ -51,6 +52,13 @@ def load_prompts(spec: PromptSpec, folder: str | Path = ".") -> tuple[Prompt, ..
         if spec.per_family is None or seen[prompt.family] <= spec.per_family:
             chosen.append(prompt)
     return tuple(chosen[: spec.limit])
+
+
+def token_ids(model: Any, prompt: Prompt, chat: bool) -> list[int]:
+    """A prompt as the model reads it: with its chat template, if that is wanted and it has one."""
+    if chat and model.tokenizer.has_chat:
+        return model.tokenizer.chat([{"role": "user", "content": prompt.text}])
+    return model.tokenizer.encode(prompt.text)
 
 
 def _find(source: str, folder: Path) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jaxinfer.errors import InputError
 from jaxinfer.experiment import compare, extras, registry, report, results
 from jaxinfer.experiment.merge import Origin
-from jaxinfer.experiment.prompts import Prompt
+from jaxinfer.experiment.prompts import Prompt, token_ids
 from jaxinfer.experiment.schema import ConstraintSpec, DecodingSpec, Experiment, ModelSpec, RowSpec
 from jaxinfer.transform import extend_context
 
@@ -96,10 +96,7 @@ def encode(model, prompts: tuple[Prompt, ...], config: Experiment) -> list[list[
         raise InputError(f"prompts.chat: {config.model.source!r} has no chat template; set prompts.chat=false")
     tokens = []
     for index, prompt in enumerate(prompts):
-        if config.prompts.chat:
-            tokens.append(model.tokenizer.chat([{"role": "user", "content": prompt.text}]))
-        else:
-            tokens.append(model.tokenizer.encode(prompt.text))
+        tokens.append(token_ids(model, prompt, config.prompts.chat))
         length, room = len(tokens[-1]), model.config.max_positions - config.decoding.max_new_tokens
         if length > room:
             raise InputError(
