@@ -145,8 +145,7 @@ def guess(
     behind = None if state.sampling is None else jnp.zeros((batch, method.width, vocab))
     at = None if state.constraint is None else state.constraint.at[:, None]
 
-    def going(carry):
-        i, _, _, _, size, *_ = carry
+    def goes_on(i: jax.Array, size: jax.Array) -> jax.Array:
         return (i < method.width) & jnp.any((size == i) & (reach >= i))
 
     def one_more(carry):
@@ -154,12 +153,20 @@ def guess(
         logits = mask(state.constraint, at, logits[:, None])[:, 0]
         token, behind, sure = pick(method, state, logits, i, behind)
         size = jnp.where((size == i) & (reach >= i) & sure, i + 1, size)
-        cache, logits = read(draft, cache, token[:, None], (size == i + 1).astype(jnp.int32))
+
+        def read_it(carry):
+            _, cache, _ = carry
+            return False, *read(draft, cache, token[:, None], (size == i + 1).astype(jnp.int32))
+
+        # The last guess is read with the next step's text, if it is accepted. A loop, since a branch copies the cache.
+        carry = (goes_on(i + 1, size), cache, logits)
+        _, cache, logits = jax.lax.while_loop(lambda carry: carry[0], read_it, carry)
         at = advance(state.constraint, at, token[:, None])
         return i + 1, cache, logits, at, size, tokens.at[:, i].set(token), behind
 
     carry = (jnp.int32(1), cache, logits, at, jnp.ones_like(state.n), tokens, behind)
-    _, cache, _, _, size, tokens, behind = jax.lax.while_loop(going, one_more, carry)
+    carry = jax.lax.while_loop(lambda carry: goes_on(carry[0], carry[4]), one_more, carry)
+    _, cache, _, _, size, tokens, behind = carry
     return Draft(tokens, size, proposal=behind, held=cache)
 
 

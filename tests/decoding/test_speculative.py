@@ -10,6 +10,7 @@ from small_methods import blurred, silenced
 
 from jaxinfer import (
     Cascade,
+    Dense,
     Fallback,
     Greedy,
     InputError,
@@ -23,6 +24,7 @@ from jaxinfer import (
 from jaxinfer.config import SSM, LayerKind, Segment
 from jaxinfer.decoding import cascade, lengths, speculative
 from jaxinfer.decoding.sampling import distribution
+from jaxinfer.generation import Generation
 
 LENGTHS = (1, 4, 30, 17, 64)
 NEW = 40
@@ -38,6 +40,18 @@ def test_a_draft_that_is_the_target_is_always_right(tiny_llama, ragged, greedy):
     assert result.tokens == greedy
     assert result.stats.accepted == result.stats.proposed
     assert result.stats.steps == [NEW // 5] * len(LENGTHS)  # exactly width tokens a step
+
+
+@pytest.mark.parametrize(("width", "read"), [(2, 0), (4, 2)])
+def test_a_draft_model_does_not_read_its_last_guess(tiny_llama, width, read):
+    """What is not read costs nothing if it is wrong, and comes with the next step's text if it is right."""
+    twin, sampling = tiny_llama.attach(draft=tiny_llama), Sampling(temperature=0.0)
+    method, policy = Speculative(width), Dense()
+    generation = Generation(twin.target, [[5, 6, 7]], [20], method, policy, sampling, [0], (), logprobs=False)
+    for step in range(3):
+        generation.advance(1)
+        assert generation.state.held.length.tolist() == [3 + step * width + read]
+        assert generation.state.n.tolist() == [3 + (step + 1) * width]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "heuristic"])
