@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxinfer
+from jaxinfer.analysis import step_cost
 from jaxinfer.analysis.step_cost import propose_seconds, step_seconds
 from jaxinfer.caching import write_atomic
 from jaxinfer.errors import InputError
@@ -38,11 +39,8 @@ def method_of(row: dict[str, Any]) -> Any:
 
 
 def widths_of(row: dict[str, Any]) -> tuple[int, int]:
-    """Tokens in a step with guesses, and in one where the method makes fewer: the same, if it never does."""
-    method = method_of(row)
-    if isinstance(method, jaxinfer.Fallback):
-        return max(method.first.width, method.second.width), min(method.first.width, method.second.width)
-    return method.width, getattr(method, "narrow", None) or method.width
+    """Tokens in a step with guesses, and in one where the method makes fewer: see `step_cost.widths_of`."""
+    return step_cost.widths_of(method_of(row))
 
 
 def predicted(row: dict[str, Any]) -> list[float]:

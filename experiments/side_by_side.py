@@ -47,7 +47,7 @@ def in_turn(start: Callable[[Any], jaxinfer.Stream], method: Any, first: int) ->
     """Greedy decoding and `method` to the end of their texts, in turn; `first` is odd if the method begins."""
     streams = [start(jaxinfer.Greedy()), start(method)]
     turns = streams[::-1] if first % 2 else streams
-    while any([next(stream, None) for stream in turns]):  # noqa: C419  both, whichever has ended
+    while [stream for stream in turns if next(stream, None)]:  # a turn for both, whichever has ended
         pass
     return streams
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxinfer
-from jaxinfer.analysis.step_cost import acceptance_to_break_even, propose_seconds, step_seconds
+from jaxinfer.analysis.step_cost import acceptance_to_break_even, propose_seconds, step_seconds, widths_of
 from jaxinfer.caching import write_atomic
 from jaxinfer.decoding.checks import check_needs
 from jaxinfer.errors import InputError
@@ -78,11 +78,6 @@ def methods_of(config: Config) -> dict[str, Any]:
     return found
 
 
-def widths_of(method: Any) -> tuple[int, ...]:
-    """Tokens in a step with guesses: all, and where a method makes fewer at times, so many."""
-    return tuple(sorted({method.width, getattr(method, "narrow", None) or method.width}))
-
-
 def of_batch(config: Config, seconds: Mapping[int, float], batch: int) -> list[dict[str, Any]]:
     """For each width: seconds of a step, the ratio to width 1, and the acceptance at which a chain breaks even."""
     rows = []
@@ -106,7 +101,7 @@ def of_methods(
     rows = []
     for name, method in methods.items():
         guesses = propose_seconds(model, method, list(itertools.islice(itertools.cycle(prompts), batch)))
-        for width in widths_of(method):
+        for width in sorted(set(widths_of(method))):
             tokens = (seconds[width] + guesses) / seconds[1]
             share = (tokens - 1) / (width - 1)
             rows.append({"batch": batch, "method": name, "width": width, "guesses": guesses, "tokens": tokens})
