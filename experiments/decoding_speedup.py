@@ -152,10 +152,7 @@ def main(path: str, *overrides: str) -> None:
     if curves:
         title = f"{model.name}: how often the i-th guess is accepted"
         write_atomic(folder / "accepted.svg", lines.chart(title, "guess", "share of steps with guesses", curves))
-    with Console(record=True, highlight=False, width=max(console.width, 160)) as shown:
-        shown.print(table(found))
-        shown.print(f"{folder}")
-    write_atomic(folder / "speedup.txt", shown.export_text())
+    script.show(folder / "speedup.txt", table(found), width=160)
 
 
 if __name__ == "__main__":

@@ -313,9 +313,7 @@ def main(path: str, *overrides: str) -> None:
     write_atomic(folder / "results.json", json.dumps(found, indent=2) + "\n")
     for name, svg in plots(config, found).items():
         write_atomic(folder / name, svg)
-    with Console(record=True, highlight=False, width=140) as console:
-        console.print(*tables(config, found), str(folder), sep="\n")
-    write_atomic(folder / "table.txt", console.export_text())
+    script.show(folder / "table.txt", *tables(config, found), width=140)
 
 
 if __name__ == "__main__":

@@ -123,10 +123,7 @@ def main(path: str, *overrides: str) -> None:
     found = [summary(name, one) for name, one in raw.items()]
     folder = results.new_run(config)
     write_atomic(folder / "results.json", json.dumps({"rows": found, "prompts": raw}, indent=2) + "\n")
-    with Console(record=True, highlight=False, width=max(console.width, 120)) as shown:
-        shown.print(table(found))
-        shown.print(f"{folder}")
-    write_atomic(folder / "table.txt", shown.export_text())
+    script.show(folder / "table.txt", table(found))
 
 
 if __name__ == "__main__":

@@ -169,13 +169,8 @@ def main(path: str, *overrides: str) -> None:
         write_atomic(
             folder / file, lines.chart(f"{model.name}: {label}", "tokens in a step", label, series, log_x=True)
         )
-    with Console(record=True, highlight=False, width=120) as console:
-        console.print(table(found))
-        if paying:
-            console.print("\ntokens that a step has to emit to break even, and the share of its guesses that this is")
-            console.print(methods_table(paying))
-        console.print(f"{folder}")
-    write_atomic(folder / "table.txt", console.export_text())
+    title = "\ntokens that a step has to emit to break even, and the share of its guesses that this is"
+    script.show(folder / "table.txt", table(found), *([title, methods_table(paying)] if paying else []))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
+from jaxinfer.caching import write_atomic
 from jaxinfer.errors import InputError
 
 INTERRUPTED = 130  # what a shell expects behind Ctrl-C
@@ -31,6 +33,13 @@ def table(rows: Sequence[Mapping[str, Any]], **columns: str) -> Table:
     for row in rows:
         shown.add_row(*(text.format(**row) for text in columns.values()))
     return shown
+
+
+def show(file: Path, *what: Any, width: int = 120) -> None:
+    """Print a run's tables and its folder, and keep what was printed in a file of that folder."""
+    with Console(record=True, highlight=False, width=max(Console().width, width)) as console:
+        console.print(*what, str(file.parent), sep="\n")
+    write_atomic(file, console.export_text())
 
 
 def read_text(file: str, name: str) -> str:

@@ -91,3 +91,14 @@ def test_what_greedy_decoding_cannot_be_beside_is_named(values, message, tmp_pat
     with pytest.raises(InputError, match=message):
         side_by_side.main(config(tmp_path, **values))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_leaves_its_table_and_the_seconds_of_every_prompt(tmp_path):
+    prompts = ["Say hello.", "Count to ten: one, two, three."]
+    model = {"source": "smollm2-135m", "dtype": "float32"}
+    side_by_side.main(config(tmp_path, model=model, prompts=prompts, decoding={"max_new_tokens": 10, "repeats": 1}))
+    (folder,) = (tmp_path / "runs").iterdir()
+    found = json.loads((folder / "results.json").read_text())
+    assert [row["name"] for row in found["rows"]] == ["lookup"]  # greedy's own row is left out
+    assert (found["rows"][0]["identical"], len(found["prompts"]["lookup"])) == (2, 2)
+    assert "lookup" in (folder / "table.txt").read_text()
