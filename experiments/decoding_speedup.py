@@ -7,8 +7,8 @@ With --resume the newest run of that name goes on behind its last row.
 
 The config is that of `jaxinfer run`, which measures the rows: tokens a step (mean accepted tokens), the ratio of tokens
 a second to greedy decoding in the same engine, and whether the text is the same. Behind each pass of a row the time of
-a step is measured by its width, and the time that its method spends on the guesses of a step, each time on another
-prompt: there, because a machine's speed drifts. They say what the speedup should be: emitted tokens over the time of
+a step is measured by its width, and the time that its method spends on the guesses of a step, each time on other
+prompts: there, because a machine's speed drifts. They say what the speedup should be: emitted tokens over the time of
 the steps, wide ones with their guesses and narrow ones.
 """
 
@@ -16,7 +16,6 @@ import dataclasses
 import itertools
 import json
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,25 +75,29 @@ def accepted_by_position(row: dict[str, Any]) -> list[tuple[float, float]]:
     return [(i, sum(runs[i + 1 :]) / guessed) for i in range(1, len(runs) - 1)] if guessed else []
 
 
-def costs(model: jaxinfer.Model, row: dict[str, Any], prompts: list[list[int]]) -> dict[str, Any]:
+def costs(model: jaxinfer.Model, row: dict[str, Any], batches: list[list[list[int]]]) -> dict[str, Any]:
     """Seconds of a step by its width, as text, and those that the row's method spends on the guesses of a step.
 
-    `prompts`, of token ids, are one batch of those of the row. Of an adaptive method the guesses are those of the one
-    within: switched off, it spends nothing.
+    `batches`, of token ids, are some of those of the row: on them the guesses are timed. Of an adaptive method those of
+    the one within: switched off, it spends nothing.
     """
     live = int(statistics.median(p["prompt_tokens"] + p["emitted"] / 2 for p in row["prompts"]))
     alone = dataclasses.replace(model, extras={})
-    seconds = step_seconds(alone, sorted({1, *widths_of(row)}), len(prompts), live)
+    seconds = step_seconds(alone, sorted({1, *widths_of(row)}), len(batches[0]), live)
     policy = row["policy"] and registry.policy(row["policy"], ("policy",), Origin("row"))
     made = any(p["guessed"] for p in row["prompts"])
-    guessing = propose_seconds(model, method_of(row), prompts, policy=policy) if made else 0.0
+    guessing = propose_seconds(model, method_of(row), batches, policy=policy) if made else 0.0
     return {"step_seconds": {str(width): value for width, value in seconds.items()}, "guessing_seconds": guessing}
 
 
-def spread(tokens: list[list[int]], batch: int, count: int) -> Iterator[list[list[int]]]:
-    """Batches of the prompts in turn, for ever: `count` of them at most, evenly apart; so every row gets the same."""
-    starts = range(0, len(tokens), batch)
-    return itertools.cycle([tokens[at : at + batch] for at in starts[:: max(1, len(starts) // count)][:count]])
+def dealt(tokens: list[list[int]], batch: int, passes: int, most: int = 12) -> list[list[list[list[int]]]]:
+    """For each pass some batches of the prompts, so that together they get all; of more than `most`, so many at most.
+
+    How long guesses take depends on the prompt: timed on a few of six, they were wrong by a tenth.
+    """
+    batches = [tokens[at : at + batch] for at in range(0, len(tokens), batch)]
+    chosen = batches[:: -(-len(batches) // most)]
+    return [chosen[first % len(chosen) :: passes] for first in range(passes)]
 
 
 def table(found: list[dict[str, Any]]) -> Table:
@@ -128,8 +131,9 @@ def main(path: str, *overrides: str) -> None:
         model = jaxinfer.load(config.model.source, config.model.dtype, config.model.weights)
         model = extras.attach(model, config.model.source, config.extras)
     seen = runner.extended(model, config.model)  # as the run has it
-    texts = spread(runner.encode(seen, prompts, config), config.decoding.batch, config.decoding.repeats)
-    folder = runner.run(config, model, prompts, before, console, beside=lambda row: costs(seen, row, next(texts)))
+    texts = dealt(runner.encode(seen, prompts, config), config.decoding.batch, config.decoding.repeats)
+    turn = itertools.cycle(texts)  # every row gets the same
+    folder = runner.run(config, model, prompts, before, console, beside=lambda row: costs(seen, row, next(turn)))
     rows = results.read_rows(folder)
     summaries = compare.summarize(rows)
     found = [

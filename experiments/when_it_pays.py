@@ -100,7 +100,7 @@ def of_methods(
     """For each method and width of its steps: seconds of its guesses, and what a step has to bring to break even."""
     rows = []
     for name, method in methods.items():
-        guesses = propose_seconds(model, method, list(itertools.islice(itertools.cycle(prompts), batch)))
+        guesses = propose_seconds(model, method, [list(itertools.islice(itertools.cycle(prompts), batch))])
         for width in sorted(set(widths_of(method))):
             tokens = (seconds[width] + guesses) / seconds[1]
             share = (tokens - 1) / (width - 1)

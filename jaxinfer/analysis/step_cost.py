@@ -1,9 +1,10 @@
 """What a decode step costs by its width: the machine's side of every method that guesses."""
 
 import dataclasses
+import itertools
 import statistics
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -88,47 +89,53 @@ def in_turn(running: Mapping[Key, Generation], rounds: int, steps: int) -> dict[
 def propose_seconds(
     model: "Model",
     method: DecodeMethod,
-    prompts: Sequence[Sequence[int]],
+    batches: Sequence[Sequence[Sequence[int]]],
     new_tokens: int = 24,
     places: int = 10,
     policy: CachePolicy | None = None,
 ) -> float:
     """Seconds that a method spends on its guesses before a step over them, at temperature 0: 0.0 if it makes none.
 
-    The mean over the steps of the second half of `new_tokens` in the answers to these prompts, of token ids, which are
-    one batch; `places` of them at most. Each is the shorter of two measurements of the same guesses: what is to be read
-    of the step before is read in both.
+    `batches` are of prompts, of token ids: how long a guess takes may depend on them. The mean over the batches that it
+    makes guesses for; of each over the steps of the second half of `new_tokens` in the answers, `places` of them at
+    most. Each is the shorter of two measurements of the same guesses: what is to be read of the step before is read in
+    both.
     """
-    rows, cold = [list(prompt) for prompt in prompts], Sampling(temperature=0.0)
-    chosen, limits, seeds = model.default_policy(policy), [new_tokens] * len(rows), [0] * len(rows)
-    generation = Generation(model.target, rows, limits, method, chosen, cold, seeds, (), logprobs=False)
-    while not generation.done.any() and max(map(len, generation.rows())) < new_tokens // 2:
-        generation.advance(1)
-    context = Context(model.target.params, generation.extras, model.network)
 
     def propose(held: Any, params: Any, extras: Any, state: DecodeState) -> Draft:
-        ctx = dataclasses.replace(context, params=params, extras=extras)
-        return method.propose(ctx, dataclasses.replace(state, held=held))
+        return method.propose(Context(params, extras, model.network), dataclasses.replace(state, held=held))
 
     call = jax.jit(propose, donate_argnums=0)
-    found: list[float] = []
+    means = []
+    for prompts in batches:
+        rows, cold, seeds = [list(prompt) for prompt in prompts], Sampling(temperature=0.0), [0] * len(prompts)
+        chosen, limits = model.default_policy(policy), [new_tokens] * len(rows)
+        generation = Generation(model.target, rows, limits, method, chosen, cold, seeds, (), logprobs=False)
+        if found := list(itertools.islice(_guesses(call, generation, new_tokens // 2), places)):
+            means.append(statistics.mean(found))
+    return statistics.mean(means) if means else 0.0
+
+
+def _guesses(propose: Callable[..., Draft], generation: Generation, begin: int) -> Iterator[float]:
+    """Seconds that the guesses of each step take, from the one on before which a row has `begin` tokens."""
+    while not generation.done.any() and max(map(len, generation.rows())) < begin:
+        generation.advance(1)
 
     def measured(state: DecodeState) -> tuple[float, Draft]:
         held = jax.block_until_ready(jax.tree.map(jnp.copy, state.held))  # the next step still needs its own
         start = time.perf_counter()
-        draft = call(held, context.params, context.extras, dataclasses.replace(state, held=None))
+        draft = propose(held, generation.target.params, generation.extras, dataclasses.replace(state, held=None))
         jax.block_until_ready(draft.tokens)
         return time.perf_counter() - start, draft
 
     measured(generation.state)  # which compiles
-    while len(found) < places:
+    while True:
         times, drafts = zip(*(measured(generation.state) for _ in range(2)), strict=True)
         if jnp.any(drafts[0].size > 1):
-            found.append(min(times))
+            yield min(times)
         if generation.done.all():
-            break
+            return
         generation.advance(1)
-    return statistics.mean(found) if found else 0.0
 
 
 def widths_of(method: Any) -> tuple[int, int]:

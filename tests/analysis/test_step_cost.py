@@ -34,13 +34,25 @@ def test_what_a_guess_costs_follows_the_size_of_the_draft(tiny_llama, monkeypatc
 
 def test_a_chain_of_guesses_costs_more_than_looking_them_up(tiny_llama):
     model = tiny_llama.attach(draft=tiny_llama)
-    chain, found = (propose_seconds(model, method, [[1, 2, 1, 2]]) for method in (Speculative(9), Lookup(9)))
+    chain, found = (propose_seconds(model, method, [[[1, 2, 1, 2]]]) for method in (Speculative(9), Lookup(9)))
     assert chain > 2 * found > 0  # nine forwards, and none
 
 
 def test_guesses_that_are_not_made_take_no_time(tiny_llama):
-    assert propose_seconds(tiny_llama, Greedy(), [[1, 2, 1, 2]]) == 0
-    assert propose_seconds(tiny_llama, Lookup(4, min_ngram=3, ngram=3), [[1, 2, 3], [4]], new_tokens=3) == 0
+    assert propose_seconds(tiny_llama, Greedy(), [[[1, 2, 1, 2]]]) == 0
+    assert propose_seconds(tiny_llama, Lookup(4, min_ngram=3, ngram=3), [[[1, 2, 3], [4]]], new_tokens=3) == 0
+
+
+def test_guesses_are_timed_on_every_batch_of_prompts(tiny_llama, monkeypatch):
+    """The mean over the batches, however many steps of each were timed, but for one for which nothing is guessed."""
+    taken = {1: [1.0], 2: [], 3: [2.0, 3.0, 4.0]}
+    monkeypatch.setattr(
+        step_cost, "_guesses", lambda call, generation, begin: iter(taken[int(generation.state.tokens[0, 0])])
+    )
+    batches = [[[1, 5]], [[2]], [[3, 7, 5]]]
+    assert propose_seconds(tiny_llama, Lookup(4), batches) == 2.0
+    assert propose_seconds(tiny_llama, Lookup(4), batches, places=1) == 1.5
+    assert propose_seconds(tiny_llama, Lookup(4), batches[1:2]) == 0
 
 
 def test_what_a_draft_model_missed_is_read_before_each_guess(tiny_llama):
@@ -53,9 +65,9 @@ def test_what_a_draft_model_missed_is_read_before_each_guess(tiny_llama):
             return super().propose(ctx, state)
 
     model = tiny_llama.attach(draft=tiny_llama)
-    assert propose_seconds(model, Watched(3), [[1, 2, 1, 2]], new_tokens=40, places=4) > 0
+    assert propose_seconds(model, Watched(3), [[[1, 2, 1, 2]]], new_tokens=40, places=4) > 0
     jax.effects_barrier()
-    measured = [pair for pair in lengths if lengths.count(pair) >= 3]  # the step itself, and twice for the clock
+    measured = [pair for pair in lengths if lengths.count(pair) >= 2]  # the step itself asks once, the clock twice
     assert len(set(measured)) == 4
     assert all(held < n for n, held in measured)
 

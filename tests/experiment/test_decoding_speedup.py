@@ -55,12 +55,12 @@ def test_each_pass_is_compared_with_its_own_prediction():
     assert speedup.of_predicted(record | {"decode_rates": [11.0, None]}) is None
 
 
-def test_guesses_are_measured_on_prompts_from_beginning_to_end():
+def test_guesses_are_measured_on_all_prompts():
     tokens = [[i] for i in range(7)]
-    turn = speedup.spread(tokens, 1, 3)
-    assert [next(turn) for _ in range(5)] == [[[0]], [[2]], [[4]], [[0]], [[2]]]
-    assert next(speedup.spread(tokens, 4, 3)) == [[0], [1], [2], [3]]
-    assert next(speedup.spread(tokens[:1], 1, 3)) == [[0]]
+    assert speedup.dealt(tokens, 1, 3) == [[[[0]], [[3]], [[6]]], [[[1]], [[4]]], [[[2]], [[5]]]]
+    assert speedup.dealt(tokens, 4, 1) == [[[[0], [1], [2], [3]], [[4], [5], [6]]]]
+    assert speedup.dealt(tokens[:2], 1, 3) == [[[[0]]], [[[1]]], [[[0]]]]  # no pass without any
+    assert speedup.dealt(tokens, 1, 2, most=3) == [[[[0]], [[6]]], [[[3]]]]  # evenly apart
 
 
 @pytest.mark.parametrize(

@@ -39,14 +39,14 @@ def test_a_chain_pays_from_where_its_tokens_are_worth_its_time(when_it_pays):
 def test_a_method_pays_for_its_guesses_too(when_it_pays, monkeypatch):
     asked = []
 
-    def guesses(model, method, prompts):
-        asked.append((model, method, prompts))
+    def guesses(model, method, batches):
+        asked.append((model, method, batches))
         return 1.0 if isinstance(method, Lookup) else 6.0
 
     monkeypatch.setattr(when_it_pays, "propose_seconds", guesses)
     methods = {"lookup": Lookup(width=8, ngram=5, min_ngram=2, narrow=4), "jacobi": Jacobi(width=4)}
     rows = when_it_pays.of_methods(methods, "model", {1: 2.0, 4: 4.0, 8: 7.0}, 3, [[1], [2, 2]])
-    assert asked == [("model", method, [[1], [2, 2], [1]]) for method in methods.values()]
+    assert asked == [("model", method, [[[1], [2, 2], [1]]]) for method in methods.values()]
     assert [(row["method"], row["width"], row["tokens"]) for row in rows] == [
         ("lookup", 4, 2.5),
         ("lookup", 8, 4.0),
