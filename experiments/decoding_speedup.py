@@ -19,6 +19,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -75,15 +76,20 @@ def accepted_by_position(row: dict[str, Any]) -> list[tuple[float, float]]:
     return [(i, sum(runs[i + 1 :]) / guessed) for i in range(1, len(runs) - 1)] if guessed else []
 
 
+def live_tokens(row: dict[str, Any]) -> int:
+    """Tokens in the cache, by the mean of the row's steps: what a step takes grows with them in proportion."""
+    lives = [p["prompt_tokens"] + p["emitted"] / 2 for p in row["prompts"]]
+    return round(np.average(lives, weights=[max(1, p["steps"]) for p in row["prompts"]]))
+
+
 def costs(model: jaxinfer.Model, row: dict[str, Any], batches: list[list[list[int]]]) -> dict[str, Any]:
     """Seconds of a step by its width, as text, and those that the row's method spends on the guesses of a step.
 
     `batches`, of token ids, are some of those of the row: on them the guesses are timed. Of an adaptive method those of
     the one within: switched off, it spends nothing.
     """
-    live = int(statistics.median(p["prompt_tokens"] + p["emitted"] / 2 for p in row["prompts"]))
     alone = dataclasses.replace(model, extras={})
-    seconds = step_seconds(alone, sorted({1, *widths_of(row)}), len(batches[0]), live)
+    seconds = step_seconds(alone, sorted({1, *widths_of(row)}), len(batches[0]), live_tokens(row))
     policy = row["policy"] and registry.policy(row["policy"], ("policy",), Origin("row"))
     made = any(p["guessed"] for p in row["prompts"])
     guessing = propose_seconds(model, method_of(row), batches, policy=policy) if made else 0.0

@@ -67,7 +67,7 @@ def test_what_a_draft_model_missed_is_read_before_each_guess(tiny_llama):
     model = tiny_llama.attach(draft=tiny_llama)
     assert propose_seconds(model, Watched(3), [[[1, 2, 1, 2]]], new_tokens=40, places=4) > 0
     jax.effects_barrier()
-    measured = [pair for pair in lengths if lengths.count(pair) >= 2]  # the step itself asks once, the clock twice
+    measured = [pair for pair in lengths if lengths.count(pair) >= 2]  # the step itself asks once, the clock thrice
     assert len(set(measured)) == 4
     assert all(held < n for n, held in measured)
 

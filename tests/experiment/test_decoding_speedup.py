@@ -55,6 +55,12 @@ def test_each_pass_is_compared_with_its_own_prediction():
     assert speedup.of_predicted(record | {"decode_rates": [11.0, None]}) is None
 
 
+def test_long_prompts_count_by_the_steps_behind_them():
+    counts = [(100, 40, 40), (900, 80, 10), (50, 0, 0)]  # the last has no room for a step
+    prompts = [{"prompt_tokens": n, "emitted": m, "steps": steps} for n, m, steps in counts]
+    assert speedup.live_tokens({"prompts": prompts}) == round((40 * 120 + 10 * 940 + 1 * 50) / 51)
+
+
 def test_guesses_are_measured_on_all_prompts():
     tokens = [[i] for i in range(7)]
     assert speedup.dealt(tokens, 1, 3) == [[[[0]], [[3]], [[6]]], [[[1]], [[4]]], [[[2]], [[5]]]]
