@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxinfer.decoding.around import Around
 from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Verdict
 from jaxinfer.decoding.sampling import Sampling
 from jaxinfer.decoding.trees import from_paths
@@ -31,39 +32,20 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Counted:
+class Counted(Around):
     """A method for measuring: another one, and which columns of its drafts were accepted."""
 
     method: Any
-
-    @property
-    def width(self) -> int:
-        return self.method.width
-
-    @property
-    def samples(self) -> bool:
-        return self.method.samples
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return self.method.needs
-
-    @property
-    def reads_prompt(self) -> bool:
-        return getattr(self.method, "reads_prompt", False)
-
-    def hold(self, ctx: Context, state: DecodeState) -> Any:
-        return self.method.hold(ctx, state)
 
     def init(self, ctx: Context, state: DecodeState) -> Tally:
         zeros = jnp.zeros_like(state.n)
         return Tally(jnp.zeros((len(zeros), self.width), jnp.int32), zeros, self.method.init(ctx, state))
 
     def propose(self, ctx: Context, state: DecodeState) -> Draft:
-        return self.method.propose(ctx, dataclasses.replace(state, aux=state.aux.aux))
+        return self.method.propose(ctx, self.within(state))
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
-        verdict = self.method.verify(ctx, dataclasses.replace(state, aux=state.aux.aux), draft, output, logits)
+        verdict = self.method.verify(ctx, self.within(state), draft, output, logits)
         tally, order = state.aux, jnp.arange(verdict.emit.shape[1])
         counted = ~state.done & (draft.size > 1)
         take = jnp.broadcast_to(order, verdict.emit.shape) if verdict.take is None else verdict.take

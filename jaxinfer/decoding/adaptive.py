@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxinfer.decoding.around import Around
 from jaxinfer.decoding.lookup import Lookup
 from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Verdict
 from jaxinfer.errors import InputError
@@ -26,7 +27,7 @@ class Switch:
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class Adaptive(Around):
     """Another method, switched off in each row while its steps emit less than they cost, and tried now and then.
 
     Each row keeps an account in steps without guesses. A step with guesses adds the tokens that it emits and takes
@@ -61,39 +62,12 @@ class Adaptive:
             return (self.break_even - 1) / self.probe
         return 0.0 if "draft" in self.needs else TRIES
 
-    @property
-    def width(self) -> int:
-        return self.method.width
-
-    @property
-    def samples(self) -> bool:
-        return self.method.samples
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return self.method.needs
-
-    @property
-    def reads_prompt(self) -> bool:
-        return getattr(self.method, "reads_prompt", False)
-
-    @property
-    def lossless(self) -> bool:
-        return getattr(self.method, "lossless", True)
-
-    def check(self, model: Any, policy: Any) -> None:
-        if hasattr(self.method, "check"):
-            self.method.check(model, policy)
-
-    def hold(self, ctx: Context, state: DecodeState) -> Any:
-        return self.method.hold(ctx, state) if hasattr(self.method, "hold") else None
-
     def init(self, ctx: Context, state: DecodeState) -> Switch:
         return Switch(jnp.full(state.n.shape, self.credit, jnp.float32), self.method.init(ctx, state))
 
     def propose(self, ctx: Context, state: DecodeState) -> Draft:
         off = self.is_off(state.aux.credit)
-        resting = dataclasses.replace(state, aux=state.aux.aux, done=state.done | off)
+        resting = self.within(state, done=state.done | off)
 
         def guess() -> Draft:
             draft = self.method.propose(ctx, resting)
@@ -114,7 +88,7 @@ class Adaptive:
         return jax.lax.cond(jnp.all(resting.done), none, guess)
 
     def verify(self, ctx: Context, state: DecodeState, draft: Draft, output: Output, logits: jax.Array) -> Verdict:
-        verdict = self.method.verify(ctx, dataclasses.replace(state, aux=state.aux.aux), draft, output, logits)
+        verdict = self.method.verify(ctx, self.within(state), draft, output, logits)
         credit = self.credited(state.aux.credit, draft.size, verdict.n)
         return dataclasses.replace(verdict, aux=Switch(credit, verdict.aux))
 
