@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from jaxinfer import POLICIES, Dense, LayerKind, Lookup, Model, ModelConfig, Paged, Quantized, Rope, Segment, Window
 from jaxinfer.cache.store import BLOCK, causal, extent
-from jaxinfer.engine import forward, logits_of, positions_of
+from jaxinfer.decoding.sampling import Sampling
+from jaxinfer.engine import decode, forward, logits_of, positions_of
+from jaxinfer.generation import Generation
 from jaxinfer.kernels.contract import through
 
 EXACT = [Dense(), Window(), Paged(block=16)]
@@ -34,6 +36,19 @@ CFG = ModelConfig(
 def test_every_policy_of_the_registry_is_tested_here():
     """One that is not exact needs a file of its own."""
     assert {type(policy) for policy in EXACT} == set(POLICIES.values()) - {Quantized}
+
+
+@pytest.mark.parametrize(("name", "same"), [("tiny_llama", True), ("tiny_gemma", False)])
+def test_without_a_layer_that_has_one_a_window_is_the_same_program(request, ragged, name, same):
+    model = request.getfixturevalue(name)
+
+    def lowered(policy):
+        prompts, limits = ragged((5, 200)), [8, 150]  # more than a ring holds
+        running = Generation(model.target, prompts, limits, Lookup(4), policy, Sampling(), [0, 0], (), logprobs=False)
+        args = (running.target.params, running.extras, running.state, np.int32(12))
+        return jax.jit(partial(decode, model.network, Lookup(4))).lower(*args).as_text()
+
+    assert (lowered(Dense()) == lowered(Window())) == same
 
 
 class Mirror:
