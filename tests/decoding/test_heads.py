@@ -10,8 +10,10 @@ from jaxinfer import (
     Dense,
     Dynamic,
     Eagle,
+    Fallback,
     InputError,
     LayerKind,
+    Lookup,
     Medusa,
     Model,
     ModelConfig,
@@ -49,6 +51,8 @@ def random_heads(model, kind, count=3, seed=0, size=0.1):
         ("tiny_gemma", "eagle", Eagle(), Dense()),
         ("tiny_segments", "eagle", Eagle(paths=TREE), Window()),
         ("tiny_gemma", "eagle", Eagle(dynamic=Dynamic(width=8, depth=3, beam=3)), Window()),
+        ("tiny_gemma", "medusa", Fallback(Lookup(8, ngram=3, min_ngram=2), Medusa()), Window()),
+        ("tiny_segments", "eagle", Fallback(Lookup(8, ngram=3, min_ngram=2), Eagle(paths=TREE)), Dense()),
     ],
     ids=str,
 )
@@ -106,6 +110,25 @@ def oracle(kind, rank):
             line = ahead + rank * 2 * jnp.roll(ahead, 7, axis=0)
             params[f"head_{k}"]["line"] = jnp.pad(line, ((0, 0), (0, params[f"head_{k}"]["up"].shape[1] - V)))
     return Heads(params, jnp.asarray(np.random.default_rng(0).permutation(V), jnp.int32), cfg)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "steps"),
+    [
+        ("medusa", Medusa(paths=((0, 0, 0),)), [6, 6]),
+        ("hydra", Medusa(paths=((0, 0, 0),)), [6, 6]),
+        ("eagle", Eagle(), [5, 6]),  # which reads the prompt, so its first step has guesses
+    ],
+)
+def test_heads_guess_where_lookup_finds_nothing(counting, kind, method, steps):
+    """Right heads make four tokens a step, behind steps that lookup guessed for too: they missed nothing of them."""
+    prompts = [[5, 6, 7], [4, 5, 6, 7, 8, 30, 2, 3, 4, 5, 6]]  # in the second, 7 and 8 are looked up
+    both = Fallback(Lookup(8, ngram=3, min_ngram=3), method)
+    result = counting.attach(heads=oracle(kind, 0)).generate(prompts, max_new_tokens=20, method=both)
+    assert result.tokens == [list(range(8, 28)), list(range(7, 27))]
+    assert result.stats.steps == steps
+    assert result.stats.runs[1][3] == 1  # two looked up, and one behind them
+    assert result.stats.runs[1][4] == 4
 
 
 @pytest.mark.parametrize(
