@@ -77,19 +77,19 @@ def accepted_by_position(row: dict[str, Any]) -> list[tuple[float, float]]:
 
 
 def live_tokens(row: dict[str, Any]) -> int:
-    """Tokens in the cache, by the mean of the row's steps: what a step takes grows with them in proportion."""
+    """Tokens in the cache, by the mean of the row's steps: what a step takes grows by as much for each."""
     lives = [p["prompt_tokens"] + p["emitted"] / 2 for p in row["prompts"]]
     return round(np.average(lives, weights=[max(1, p["steps"]) for p in row["prompts"]]))
 
 
-def costs(model: jaxinfer.Model, row: dict[str, Any], batches: list[list[list[int]]]) -> dict[str, Any]:
-    """Seconds of a step by its width, as text, and those that the row's method spends on the guesses of a step.
+def costs(model: jaxinfer.Model, row: dict[str, Any], batches: list[list[list[int]]], batch: int) -> dict[str, Any]:
+    """Seconds of a step of `batch` texts by its width, as text, and those that the row's method spends on its guesses.
 
     `batches`, of token ids, are some of those of the row: on them the guesses are timed. Of an adaptive method those of
     the one within: switched off, it spends nothing.
     """
     alone = dataclasses.replace(model, extras={})
-    seconds = step_seconds(alone, sorted({1, *widths_of(row)}), len(batches[0]), live_tokens(row))
+    seconds = step_seconds(alone, sorted({1, *widths_of(row)}), batch, live_tokens(row))
     policy = row["policy"] and registry.policy(row["policy"], ("policy",), Origin("row"))
     made = any(p["guessed"] for p in row["prompts"])
     guessing = propose_seconds(model, method_of(row), batches, policy=policy) if made else 0.0
@@ -138,8 +138,8 @@ def main(path: str, *overrides: str) -> None:
         model = extras.attach(model, config.model.source, config.extras)
     seen = runner.extended(model, config.model)  # as the run has it
     texts = dealt(runner.encode(seen, prompts, config), config.decoding.batch, config.decoding.repeats)
-    turn = itertools.cycle(texts)  # every row gets the same
-    folder = runner.run(config, model, prompts, before, console, beside=lambda row: costs(seen, row, next(turn)))
+    turn, batch = itertools.cycle(texts), len(texts[0][0])  # every row gets the same; the first batch is a whole one
+    folder = runner.run(config, model, prompts, before, console, beside=lambda row: costs(seen, row, next(turn), batch))
     rows = results.read_rows(folder)
     summaries = compare.summarize(rows)
     found = [

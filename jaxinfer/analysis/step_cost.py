@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.cache import CachePolicy
-from jaxinfer.decoding.fallback import Fallback
 from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Verdict
 from jaxinfer.decoding.sampling import Sampling
 from jaxinfer.generation import Generation
@@ -140,8 +139,6 @@ def _guesses(propose: Callable[..., Draft], generation: Generation, begin: int) 
 
 def widths_of(method: Any) -> tuple[int, int]:
     """Tokens in a step with guesses, and in one where the method makes fewer: the same, if it never does."""
-    if isinstance(method, Fallback):
-        return max(method.first.width, method.second.width), min(method.first.width, method.second.width)
     return method.width, getattr(method, "narrow", None) or method.width
 
 

@@ -39,6 +39,11 @@ class Fallback:
         return max(self.first.width, self.second.width)
 
     @property
+    def narrow(self) -> int:
+        """Tokens in a step for which only the narrower of both has guesses."""
+        return min(self.first.width, self.second.width)
+
+    @property
     def samples(self) -> bool:
         return self.first.samples and self.second.samples
 

@@ -61,6 +61,17 @@ def test_long_prompts_count_by_the_steps_behind_them():
     assert speedup.live_tokens({"prompts": prompts}) == round((40 * 120 + 10 * 940 + 1 * 50) / 51)
 
 
+def test_steps_are_measured_at_the_size_of_a_whole_batch(monkeypatch, tiny_llama):
+    """Also in the pass whose guesses are timed on the few prompts that are left over."""
+    asked = []
+    monkeypatch.setattr(speedup, "step_seconds", lambda *args: asked.append(args[1:]) or {1: 1.0, 8: 2.0})
+    monkeypatch.setattr(speedup, "propose_seconds", lambda model, method, batches, policy: float(len(batches[0])))
+    prompts = [{"prompt_tokens": 10, "emitted": 4, "steps": 4, "guessed": 2}]
+    found = speedup.costs(tiny_llama, {"method": WIDE, "policy": None, "prompts": prompts}, [[[7], [8]]], 4)
+    assert asked == [([1, 8], 4, 12)]
+    assert found == {"step_seconds": {"1": 1.0, "8": 2.0}, "guessing_seconds": 2.0}
+
+
 def test_guesses_are_measured_on_all_prompts():
     tokens = [[i] for i in range(7)]
     assert speedup.dealt(tokens, 1, 3) == [[[[0]], [[3]], [[6]]], [[[1]], [[4]]], [[[2]], [[5]]]]
