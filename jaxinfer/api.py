@@ -1,36 +1,46 @@
 """The public face: load a model, generate, stream, score."""
 
 import dataclasses
+import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer import scoring
-from jaxinfer.cache import CachePolicy, Dense, Window
+from jaxinfer.cache import CachePolicy
+from jaxinfer.checkpoint.loading import load_checkpoint
+from jaxinfer.checkpoint.override import check_fits, tokenizer_at
+from jaxinfer.checkpoint.presets import shape_of
 from jaxinfer.config import ModelConfig
-from jaxinfer.decoding import Constraint, DecodeMethod, Greedy, Sample, Sampling
-from jaxinfer.decoding.checks import check_needs
-from jaxinfer.errors import InputError
-from jaxinfer.generation import Generation
+from jaxinfer.errors import InputError, shown
+from jaxinfer.host.token_ids import batch_of, checked_text, token_ids
+from jaxinfer.host.values import whole
 from jaxinfer.layers.moe import RouterStats
-from jaxinfer.layers.qtensor import format_of, is_quantized
-from jaxinfer.layers.stacked import MOST_SEPARATED, for_cpu
-from jaxinfer.model import Transformer, init_params, param_axes
-from jaxinfer.programs import enable_compilation_cache
-from jaxinfer.shapes import shape_of
-from jaxinfer.sharding import DATA_TENSOR, Rules, Sharding
-from jaxinfer.stats import Stats
-from jaxinfer.streaming import Stream, before_stop
-from jaxinfer.target import Target
+from jaxinfer.network.transformer import Transformer, init_params, param_axes
+from jaxinfer.runtime import scoring
+from jaxinfer.runtime.compiled import enable_compilation_cache
+from jaxinfer.runtime.detokenizer import Text
+from jaxinfer.runtime.generation import Generation
+from jaxinfer.runtime.placed import PlacedModel
+from jaxinfer.runtime.request import Call, Options, default_policy, signed
+from jaxinfer.runtime.stats import Stats
+from jaxinfer.runtime.streaming import Stream
+from jaxinfer.sharding import DATA_TENSOR, Rules, Sharding, choices, settled
+from jaxinfer.weights.formats import FORMATS
+from jaxinfer.weights.layer_stack import MOST_VIEWS, for_cpu
+from jaxinfer.weights.qtensor import is_quantized
+from jaxinfer.weights.quantize import format_of, quantize_in_place
 
 Prompt = str | Sequence[int]
+
+DTYPES = ("float32", "bfloat16")
 
 STEPS_BETWEEN_STOP_CHECKS = 8  # stop strings are looked for on the host
 NEIGHBOURS = (
@@ -48,6 +58,9 @@ class Result:
     logprobs: list[list[float]] | None  # of each new token, under the model's own distribution; if asked for
     stats: Stats
     beams: list[list[tuple[list[int], float]]] | None = None  # of a search: each prompt's texts and scores, best first
+    likeliest: list[list[list[tuple[int, float]]]] | None = None  # `logprobs=5`: of each new token's place, the 5 best
+    prompt_logprobs: list[list[float]] | None = None  # of each token of the prompt but the first, if asked for
+    prompt_likeliest: list[list[list[tuple[int, float]]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,11 +74,18 @@ class Model:
     dtype: str = "float32"
     layout: Sharding | None = None
     extras: dict[str, Any] = field(default_factory=dict)
-    separate_layers: bool | None = None  # on a CPU: see `layers.stacked.for_cpu`. None: in stacks of up to 32 layers
+    separate_layers: bool | None = None  # on a CPU: see `layer_stack.for_cpu`. None: in stacks of up to 32 layers
 
     @classmethod
     def random(cls, config: ModelConfig, seed: int = 0, dtype: str = "float32") -> "Model":
-        """A model with random weights and no tokenizer, for tests and for shapes that have no checkpoint."""
+        """Make a model with random weights and no tokenizer, for tests and for shapes that have no checkpoint.
+
+        Raises InputError for what is no configuration, no dtype, or no seed of 32 bits.
+        """
+        if not isinstance(config, ModelConfig):
+            raise InputError(f"config={shown(config)} must be a jaxinfer.ModelConfig")
+        check_dtype(dtype)
+        seed = whole(seed, "seed", 0, 2**32 - 1)
         return cls(config, init_params(config, jnp.dtype(dtype), jax.random.key(seed)), name="random", dtype=dtype)
 
     @cached_property
@@ -74,24 +94,32 @@ class Model:
 
     @property
     def weights(self) -> str | None:
-        """The format of quantized weights; None: they are arrays of `dtype`."""
+        """Name the format of quantized weights; None: they are arrays of `dtype`."""
         return format_of(self.params)
 
     def attach(self, **extras: Any) -> "Model":
-        """The same model with what its decode methods may use besides: a draft model, heads, a datastore, by name."""
+        """Give the same model with what decode methods may use besides, by name: a draft model, heads, a datastore."""
+        if not isinstance(extras.get("draft", self), Model):
+            raise InputError(
+                f"attach(draft={shown(extras['draft'])}): must be a model, such as jaxinfer.load(...) gives"
+            )
         return dataclasses.replace(self, extras={**self.extras, **extras})
 
     @cached_property
-    def target(self) -> Target:
-        on_cpu = self.layout is None and jax.default_backend() == "cpu"
-        most = {None: MOST_SEPARATED, True: sys.maxsize, False: 0}[self.separate_layers]
-        params = for_cpu(self.params, most) if on_cpu else self.params
-        extras = {name: extra.target if isinstance(extra, Model) else extra for name, extra in self.extras.items()}
-        return Target(self.network, params, self.layout, extras)
+    def placed(self) -> PlacedModel:
+        in_views = self.layout is None and choices.LAYER_VIEWS.here()
+        most = {None: MOST_VIEWS, True: sys.maxsize, False: 0}[self.separate_layers]
+        params = for_cpu(self.params, most) if in_views else self.params
+        extras = {name: extra.placed if isinstance(extra, Model) else extra for name, extra in self.extras.items()}
+        return PlacedModel(self.network, params, self.layout, extras)
 
     def shard(self, mesh: jax.sharding.Mesh, rules: Rules = DATA_TENSOR) -> "Model":
-        """The same model spread over a mesh. A mesh axis that does not divide a dimension leaves it whole."""
-        layout = Sharding(mesh, rules)
+        """Spread the model over a mesh, as `jax.make_mesh` or `jax.sharding.Mesh` gives it.
+
+        A mesh axis that does not divide a dimension leaves it whole. Raises InputError for a mesh of devices that this
+        process has not, and where mesh and rules do not know each other's axes.
+        """
+        layout = Sharding(settled(mesh, rules), rules)
         is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
 
         def place(axes: Any, weight: Any) -> Any:
@@ -100,184 +128,193 @@ class Model:
         placed = jax.tree.map(place, param_axes(self.config), self.params, is_leaf=is_axes)
         return dataclasses.replace(self, params=placed, layout=layout)
 
+    @signed
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         *,
-        max_new_tokens: int | Sequence[int] = 64,
-        method: DecodeMethod | None = None,
-        policy: CachePolicy | None = None,
-        sampling: Sampling | None = None,
-        seed: int | Sequence[int] = 0,
-        stop: str | Sequence[str] = (),
-        logprobs: bool = False,
-        constraint: Constraint | Sequence[Constraint | None] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        **options: Any,
     ) -> Result:
         """Continue each prompt: a text, or a list of token ids.
 
         method: default Greedy, or Sample if `sampling` is given. policy: default Window, which is exact, and Dense for
-        a model without windows. A row draws from its own seed; an int means that row i draws from seed + i. A row ends
-        behind max_new_tokens, at a stop token of the model, or before a stop string (a search: its best text is cut
-        there). constraint: what the new text has to be, for all rows or one a row. `progress(done, total)` is called
-        now and then with the number of new tokens. Raises InputError for anything that cannot be done.
+        a model without windows. A list of max_new_tokens, min_new_tokens, seed or constraint has one value a prompt.
+
+        A row ends after max_new_tokens, or where the model's context ends; at a stop token of the model (unless
+        ignore_eos) or one of stop_tokens; or before a stop string (a search: its best text is cut there). Until
+        min_new_tokens no stop token may come; stop strings may. Its text ends before what stopped it, its tokens after
+        that: include_stop puts it in the text too. Special tokens are no part of texts, unless skip_special is False; a
+        stop string that is a special token, or holds one, is found all the same.
+
+        n: samples of each prompt, which are rows of the result one after the other. A row draws from its own seed, of
+        64 bits: with one seed, row i of all rows draws from seed + i; with a list, sample i of a prompt from its
+        seed + i. logprobs: True, or of how many of the likeliest tokens besides; prompt_logprobs: the same of the
+        prompts, under the cache policy that is the default. constraint: what the new text has to be.
+        `progress(done, total)` is called now and then with the number of new tokens. Raises InputError for anything
+        that cannot be done.
         """
-        rows = [prompts] if isinstance(prompts, str) else list(prompts)
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        generation = self._start(rows, max_new_tokens, method, policy, sampling, seed, logprobs, constraint)
-        total = int(np.sum(np.broadcast_to(max_new_tokens, len(rows))))
+        if progress is not None and not callable(progress):
+            raise InputError(f"progress={shown(progress)} must be a function of two numbers, done and total")
+        call, ids, generation = self._start("generate", self._rows(prompts), options, "progress")
+        total = int(np.sum(generation.ends - generation.lengths))
+        texts = [self._text(call, ids[row // call.n]) for row in range(len(generation.lengths))] if call.stops else []
+        fed = [0] * len(texts)
 
         def between(generation: Generation) -> None:
             new = generation.rows()
-            for row, tokens in enumerate(new):
-                if stops and self._find_stop(tokens, stops) is not None:
+            for row, text in enumerate(texts):
+                if text.feed(new[row][fed[row] :]):
                     generation.finish(row)
+                fed[row] = len(new[row])
             if progress:
                 progress(sum(map(len, new)), total)
 
-        if stops:
-            self._need_tokenizer("stop strings")
+        if call.stops:
             generation.run(STEPS_BETWEEN_STOP_CHECKS, between)
         elif progress:
             generation.run(after=between)
         else:
             generation.run()
-        return self._result(generation, stops)
+        return self._result(call, ids, generation)
 
-    def stream(self, prompt: Prompt, *, steps_per_piece: int = 1, stop: str | Sequence[str] = (), **options) -> Stream:
-        """Continue one prompt, text piece by piece. Takes the options of `generate`."""
+    @signed
+    def stream(self, prompt: Prompt, *, steps_per_piece: int = 1, **options: Any) -> Stream:
+        """Continue one prompt, text piece by piece. Takes the options of `generate`, but for those of several rows."""
+        steps = whole(steps_per_piece, "steps_per_piece", 1)
         self._need_tokenizer("stream")
-        defaults: dict[str, Any] = {"max_new_tokens": 64, "method": None, "policy": None, "sampling": None}
-        defaults |= {"seed": 0, "logprobs": False, "constraint": None}
-        unknown = set(options) - set(defaults)
-        if unknown:
-            raise InputError(f"stream has no option {sorted(unknown)[0]!r}: it takes {', '.join(defaults)}, stop")
-        generation = self._start([prompt], **{**defaults, **options})
-        return Stream(self.tokenizer, generation, (stop,) if isinstance(stop, str) else tuple(stop), steps_per_piece)
+        call, ids, generation = self._start("stream", [prompt], options, "steps_per_piece")
+        if call.n > 1 or call.prompt_logprobs is not None:
+            name = "n" if call.n > 1 else "prompt_logprobs"
+            raise InputError(f"stream gives the pieces of one text: it takes no {name}; generate does")
+        return Stream(self._text(call, ids[0]), generation, steps)
 
     def logits(self, tokens: Any) -> jax.Array:
-        """tokens int[B, T] -> float32[B, T, V]: column t speaks about the token at t + 1."""
-        return scoring.logits(self.target, self.default_policy(), self._batch(tokens))
+        """Map tokens int[B, T] -> float32[B, T, V]: column t speaks about the token at t + 1."""
+        return scoring.logits(self.placed, self.default_policy(), self._batch(tokens))
 
     def routing(self, tokens: Any) -> dict[str, RouterStats]:
-        """tokens int[B, T] -> by layer kind, what the routers of its layers do with them: arrays [L, ...]."""
+        """Map tokens int[B, T] -> by layer kind, what the routers of its layers do with them: arrays [L, ...]."""
         if not any(kind.moe for kind in self.config.kinds):
             raise InputError(f"{self.name} has no mixture of experts")
-        return scoring.routing(self.target, self.default_policy(), self._batch(tokens))
+        return scoring.routing(self.placed, self.default_policy(), self._batch(tokens))
 
     def _batch(self, tokens: Any) -> np.ndarray:
-        tokens = scoring.check_batch(tokens)
-        for row in tokens:
-            self._check_ids(row, "tokens")
-        return tokens
+        return batch_of(tokens, self.config.vocab_size, self.config.max_positions)
 
     def encode(self, prompt: Prompt, name: str = "prompt") -> list[int]:
-        """A prompt as token ids. Raises InputError if it is empty or longer than the model's context."""
+        """Give a prompt as token ids. Raises InputError if it is none, is empty, or longer than the model's context."""
         if isinstance(prompt, str):
             self._need_tokenizer("a text prompt")
-            ids = self.tokenizer.encode(prompt) if prompt else []
+            ids = self.tokenizer.encode(checked_text(prompt, name)) if prompt else []
         else:
-            ids = [int(i) for i in prompt]
+            ids = token_ids(prompt, name, self.config.vocab_size)
         if not ids:
             raise InputError(f"{name} is empty: give at least one token")
-        self._check_ids(ids, name)
+        if max(ids) >= self.config.vocab_size:  # of a tokenizer with more tokens than the model
+            raise InputError(f"{name} holds token id {max(ids)}: ids go from 0 to {self.config.vocab_size - 1}")
         if len(ids) > self.config.max_positions:
             limit = self.config.max_positions
             raise InputError(f"{name} has {len(ids)} tokens, and the context of {self.name} is {limit} tokens")
         return ids
 
-    def _start(self, prompts, max_new_tokens, method, policy, sampling, seed, logprobs, constraint) -> Generation:
+    def _rows(self, prompts: Any) -> list[Any]:
+        """List the prompts of a call, one by one."""
+        if isinstance(prompts, str):
+            return [prompts]
+        if isinstance(prompts, (bytes, bytearray, Mapping, Set)) or not hasattr(prompts, "__iter__"):
+            raise InputError(f"prompts={shown(prompts)} must be a text, or a list of texts and lists of token ids")
+        if getattr(prompts, "ndim", 1) == 0:
+            raise InputError(f"prompts={shown(prompts)} must be a list: a single prompt of ids stands in one, [[...]]")
+        return list(prompts)
+
+    def _start(
+        self, caller: str, prompts: list[Any], options: Mapping[str, Any], own: str
+    ) -> tuple[Call, list[list[int]], Generation]:
+        given = Options.of(caller, options, own)
         if not prompts:
             raise InputError("no prompts: give at least one")
         ids = [self.encode(p, f"prompt {i}" if len(prompts) > 1 else "prompt") for i, p in enumerate(prompts)]
         if any(kind.moe and kind.moe.looks_around for kind in self.config.kinds):
             warnings.warn(NEIGHBOURS, stacklevel=3)
-        limits = _per_row(max_new_tokens, len(ids), "max_new_tokens", least=1)
-        seeds = _per_row(seed, len(ids), "seed", least=0)
-        if isinstance(seed, int):
-            seeds = [seed + row for row in range(len(ids))]
-        policy, method = self.default_policy(policy), method or (Greedy() if sampling is None else Sample())
-        check_needs(method, self)
-        if hasattr(method, "check"):
-            method.check(self, policy)
-        if sampling is not None and not method.samples and sampling != Sampling(temperature=0.0):
-            raise InputError(f"method {type(method).__name__} takes no sampling: use Sample, or leave sampling out")
-        default = Sampling() if isinstance(method, Sample) else Sampling(temperature=0.0)
-        stop = self.tokenizer.stop_ids if self.tokenizer else ()
-        sampling = sampling or default
-        return Generation(self.target, ids, limits, method, policy, sampling, seeds, stop, logprobs, constraint)
+        call = given.checked(self, ids)
+        return call, ids, Generation.of(self.placed, ids, call)
 
     def default_policy(self, policy: CachePolicy | None = None) -> CachePolicy:
-        """`policy`, or the exact one that suits the model: Window, and Dense where no layer has a window."""
-        windowed = any(kind.window for kind in self.config.kinds)
-        return policy or (Window() if windowed else Dense())
+        """Give `policy`, or the exact one that suits the model: Window, and Dense where no layer has a window."""
+        return default_policy(self.config, policy)
 
-    def _result(self, generation: Generation, stops: tuple[str, ...]) -> Result:
-        tokens, logprobs, texts = generation.rows(), generation.logprobs(), None
+    def _text(self, call: Call, prompt: list[int]) -> Text:
+        return Text(self.tokenizer, call.stops, call.stop_ids, call.skip_special, call.include_stop, prompt)
+
+    def _result(self, call: Call, ids: list[list[int]], generation: Generation) -> Result:
+        tokens, logprobs, likeliest = generation.rows(), generation.logprobs(), generation.likeliest()
+        texts = None
         if self.tokenizer is not None:
-            for row, ids in enumerate(tokens):
-                cut = self._find_stop(ids, stops)
-                if cut is not None:
-                    tokens[row] = ids[:cut]
-                    if logprobs:
-                        logprobs[row] = logprobs[row][:cut]
-            texts = [before_stop(self.tokenizer.decode(ids), stops) for ids in tokens]
-        return Result(tokens, texts, logprobs, generation.stats(), generation.hypotheses())
+            texts = []
+            for row, new in enumerate(tokens):
+                text, kept = self._decoded(call, new, ids[row // call.n])
+                texts.append(text)
+                values: Any
+                for values in (tokens, logprobs, likeliest):
+                    if values is not None:
+                        values[row] = values[row][:kept]
+        told: Any = (None, None)
+        if call.prompt_logprobs is not None:
+            told = scoring.prompt_logprobs(self.placed, self.default_policy(), ids, call.prompt_logprobs)
+            told = tuple(x and [row for row in x for _ in range(call.n)] for x in told)
+        stats, beams = generation.stats(), generation.hypotheses()
+        return Result(tokens, texts, logprobs, stats, beams, likeliest, *told)
 
-    def _find_stop(self, ids: list[int], stops: tuple[str, ...]) -> int | None:
-        """How many tokens it takes until the text holds a stop string; None if it never does."""
-        if not any(s in self.tokenizer.decode(ids) for s in stops):
-            return None
-        low, high = 1, len(ids)
-        while low < high:
-            middle = (low + high) // 2
-            text = self.tokenizer.decode(ids[:middle])
-            low, high = (low, middle) if any(s in text for s in stops) else (middle + 1, high)
-        return low
+    def _decoded(self, call: Call, new: list[int], prompt: list[int]) -> tuple[str, int]:
+        """Read the text of new tokens after a prompt, and how many of them there are up to what stopped it."""
+        if call.stops or call.include_stop or self.tokenizer.strips_first_space:
+            text = self._text(call, prompt)
+            text.feed(new)
+            return text.piece(last=True), text.tokens
+        last = len(new) - (len(new) > 0 and new[-1] in call.stop_ids)
+        skip = {} if call.skip_special else {"skip_special": False}
+        return self.tokenizer.decode(new[:last], **skip), len(new)
 
     def _need_tokenizer(self, what: str) -> None:
         if self.tokenizer is None:
             raise InputError(f"{what} needs a tokenizer, and model {self.name} has none: give lists of token ids")
 
-    def _check_ids(self, ids: Sequence[int], name: str) -> None:
-        low, high = min(ids), max(ids)
-        if low < 0 or high >= self.config.vocab_size:
-            wrong = low if low < 0 else high
-            raise InputError(f"{name} holds token id {wrong}: ids go from 0 to {self.config.vocab_size - 1}")
 
+def load(
+    source: str, dtype: str | None = None, weights: str | None = None, tokenizer: str | Path | None = None
+) -> Model:
+    """Load a model from a built-in name, a GGUF file, a Hugging Face folder or hub id, or an Orbax checkpoint of ours.
 
-def load(source: str, dtype: str | None = None, weights: str | None = None) -> Model:
-    """A model from a built-in name, a GGUF file, a Hugging Face folder or hub id, or an Orbax checkpoint of ours.
-
-    `random:llama3-8b` has that model's shape (`shapes.SHAPES`), random weights, and no tokenizer.
+    `random:llama-3-8b` has that model's shape (`checkpoint.presets.SHAPES`), random weights, and no tokenizer.
 
     dtype: "float32" or "bfloat16", of the weights and activations; None: float32 on a CPU, bfloat16 elsewhere. weights:
-    "int8", "int4" and the other formats of `transform.quantize`, into which they are rounded one by one while they are
-    read. Raises InputError if there is nothing to load, or something is wrong with it.
+    "int8", "int4" and the other formats of `weights.formats`, into which they are rounded one by one while they are
+    read. tokenizer: a folder with a tokenizer.json, a tokenizer.json, or a GGUF file, whose tokenizer is taken in place
+    of the model's own. Raises InputError if there is nothing to load, or something is wrong with it.
     """
-    from jaxinfer.checkpoint import load_checkpoint
-    from jaxinfer.transform.quantize import check_format, quantize_in_place
 
     if weights is not None:
-        check_format(weights)
+        FORMATS.find(weights, "weights")
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
+    if not isinstance(source, str) or not source:
+        raise InputError(f"load({shown(source)}): give a built-in name, such as 'smollm2-135m', or a path")
     if dtype is None:
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if dtype not in ("float32", "bfloat16"):
-        raise InputError(f"dtype={dtype!r} must be 'float32' or 'bfloat16'")
+        dtype = "float32" if choices.FLOAT32.here() else "bfloat16"
+    check_dtype(dtype)
     enable_compilation_cache()
     if shape := shape_of(source):
         model = dataclasses.replace(Model.random(shape, dtype=dtype), name=source)
+        if tokenizer is not None:
+            model = dataclasses.replace(model, tokenizer=tokenizer_at(tokenizer))
+            check_fits(model.tokenizer, model.config, tokenizer)
         return model if weights is None else dataclasses.replace(model, params=quantize_in_place(model.params, weights))
-    found = load_checkpoint(source, dtype, weights=weights)
+    found = load_checkpoint(source, dtype, weights=weights, tokenizer=tokenizer)
     return Model(found.config, found.params, found.tokenizer, found.name, dtype)
 
 
-def _per_row(value: Any, batch: int, name: str, least: int) -> list[int]:
-    """One whole number a row. Raises InputError for anything else."""
-    values = [value] * batch if isinstance(value, (int, np.integer)) else list(value)
-    if len(values) != batch:
-        raise InputError(f"{name} has {len(values)} values for {batch} prompts: give one number, or one a prompt")
-    for x in values:
-        if isinstance(x, bool) or not isinstance(x, (int, np.integer)) or x < least:
-            raise InputError(f"{name}={x!r} must be a whole number, {least} or above")
-    return [int(x) for x in values]
+def check_dtype(dtype: Any) -> None:
+    """Raise InputError unless it names a type that models compute in."""
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise InputError(f"dtype={shown(dtype)} must be {' or '.join(map(repr, DTYPES))}")

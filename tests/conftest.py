@@ -24,7 +24,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 import jaxinfer  # noqa: E402
-from jaxinfer import LayerKind, Model, ModelConfig, Rope, Segment, programs  # noqa: E402
+from jaxinfer import LayerKind, Model, ModelConfig, Rope, Segment  # noqa: E402  (JAX reads the flags first)
+from jaxinfer.runtime import compiled  # noqa: E402
 
 SLOWEST = (
     "test_reference.py",
@@ -34,6 +35,13 @@ SLOWEST = (
     "test_programs.py",
     "test_quality.py",
 )
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With `-m quick` files without such a test are not even imported: what they need may not be installed."""
+    if config.option.markexpr == "quick" and collection_path.name.startswith("test_"):
+        return "mark.quick" not in collection_path.read_text(encoding="utf-8") or None
+    return None
 
 
 def pytest_collection_modifyitems(items):
@@ -57,7 +65,7 @@ def pytest_runtest_setup(item):
 
 
 def as_users_have_it(wanted, _compile=jax.stages.Lowered.compile):
-    """Whether the programs of `jaxinfer.programs` are made by XLA's usual emitters."""
+    """Tell whether the programs of `jaxinfer.runtime.compiled` are made by XLA's usual emitters."""
     options = {"xla_cpu_use_fusion_emitters": True} if wanted and HAS_OLDER_EMITTERS else {}
     jax.stages.Lowered.compile = lambda lowered: _compile(lowered, compiler_options=options)
 
@@ -65,20 +73,20 @@ def as_users_have_it(wanted, _compile=jax.stages.Lowered.compile):
 @pytest.fixture
 def usual_emitters():
     """For tests of how much memory a program takes: none that was made otherwise is left."""
-    programs.clear()
+    compiled.clear()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _kept_programs():
     """Programs are compiled once a machine, not once a run: the user's own cache. Tests of compile time do without."""
-    programs.enable_compilation_cache()
+    compiled.enable_compilation_cache()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _forgotten_programs():
     """A module leaves no program loaded: those of a whole suite take more memory maps than a process may have."""
     yield
-    programs.clear()
+    compiled.clear()
     jax.clear_caches()
 
 

@@ -44,7 +44,7 @@ _SMALLER = {
 SMALL = {
     name: _SMALLER.get(name) or method()
     for name, method in METHODS.items()
-    if "heads" not in method().needs and getattr(method, "lossless", True)
+    if "heads" not in method().needs and method().lossless
 }
 """An instance of every lossless method, by its name in the registry; those with heads have tests of their own."""
 

@@ -13,7 +13,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import jaxinfer
-from jaxinfer.checkpoint import load_checkpoint, save_folder
+from jaxinfer.checkpoint import save_folder
+from jaxinfer.checkpoint.loading import load_checkpoint
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
 

@@ -31,7 +31,7 @@ from jaxinfer import (
     Suffix,
     Window,
 )
-from jaxinfer.engine import forward, logits_of
+from jaxinfer.network.transformer import forward, logits_of
 
 COLD = Sampling(temperature=0.0)
 THOROUGH = [SMALL[name] for name in ("greedy", "sample", "lookup", "speculative")]
@@ -56,7 +56,7 @@ def greedy():
     kept = {}
 
     def of(model, prompts, new, policy=None):
-        policy = Dense() if getattr(policy, "exact", True) else policy
+        policy = Dense() if policy is None or policy.exact else policy
         key = (model.config, str(prompts), str(new), policy)
         if key not in kept:
             kept[key] = model.generate(prompts, max_new_tokens=new, method=Greedy(), policy=policy).tokens
@@ -145,6 +145,7 @@ def test_prompts_at_the_edges_of_chunks(tiny_gemma, ragged, greedy):
         assert generate(tiny_gemma, [prompts[row]], method, max_new_tokens=n).tokens == [together[row]]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("method", SMALL.values(), ids=SMALL)
 def test_one_new_token(tiny_gemma, ragged, greedy, method):
     prompts = ragged((*LENGTHS[:-1], 140))  # the buffer is that of the other tests, and so is the program
@@ -156,11 +157,11 @@ def test_one_new_token(tiny_gemma, ragged, greedy, method):
 
 @pytest.mark.parametrize("method", SMALL.values(), ids=SMALL)
 def test_a_stop_token_within_an_accepted_run(tiny_gemma, ragged, greedy, method):
-    """Each of several tokens stops: a row ends behind the first of them, however many were accepted with it."""
+    """Each of several tokens stops: a row ends after the first of them, however many were accepted with it."""
     prompts = ragged(LENGTHS)
     free = greedy(tiny_gemma, prompts, NEW)
     stops = {row[n] for row, n in zip(free, (40, 41, 55, 12), strict=False)}
-    tokenizer = SimpleNamespace(stop_ids=tuple(stops), decode=str)
+    tokenizer = SimpleNamespace(stop_ids=tuple(stops), decode=str, strips_first_space=False)
     model = dataclasses.replace(tiny_gemma, tokenizer=tokenizer)
     result = generate(model, prompts, method, free, max_new_tokens=NEW)
     ends = [next((n + 1 for n, token in enumerate(row) if token in stops), NEW) for row in free]
@@ -252,7 +253,7 @@ def test_a_real_model_without_a_draft_model(smollm2, greedy, method):
 
 
 def test_drafts_that_reach_beyond_the_context(tiny_llama, ragged):
-    """Learned positions end with the context. What a full row drafts behind it is scored, and changes nothing."""
+    """Learned positions end with the context. What a full row drafts after it is scored, and changes nothing."""
     cfg = tiny_llama.config.replace(
         max_positions=32, absolute_positions="learned", segments=(Segment((LayerKind(rope=None),), 2),)
     )

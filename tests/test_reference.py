@@ -79,7 +79,11 @@ def test_perplexity(pair, prose):
     window, count = 128, 8
     ids = pair[0].tokenizer.encode(prose)
     found = perplexity(pair[0], ids, window=window, max_windows=count)
+    if found.bos:  # the text begins with one, and every window stands after one
+        bos, *ids = ids
     windows = torch.tensor(ids[: window * count]).reshape(count, window)
+    if found.bos:
+        windows = torch.nn.functional.pad(windows, (1, 0), value=bos)
     losses = []
     with torch.inference_mode():
         for rows in windows.split(4):  # the logits of all windows would take gigabytes

@@ -81,3 +81,77 @@ def test_export(both, tmp_path):
     assert written["max_position_embeddings"] == given["max_position_embeddings"]
     for name in given["rope_parameters"].keys() - {"partial_rotary_factor"}:  # of the whole head
         assert written["rope_parameters"][name] == given["rope_parameters"][name]
+
+
+def scaled(kind, **scaling):
+    """A Llama whose file says the trained length alone (Qwen's way), and how its positions are scaled."""
+    return transformers.LlamaConfig(
+        **SIZES,
+        **NO_TOKENS,
+        num_key_value_heads=2,
+        max_position_embeddings=scaling.pop("said", TRAINED),
+        rope_parameters=dict(rope_type=kind, factor=4.0, rope_theta=10_000.0, **scaling),
+    )
+
+
+ORIGINAL = dict(original_max_position_embeddings=TRAINED)
+REACHES = {  # how many positions there are
+    "linear": (scaled("linear"), 4 * TRAINED),
+    "yarn": (scaled("yarn", **ORIGINAL), 4 * TRAINED),
+    "yarn, which the file says": (scaled("yarn", said=4 * TRAINED, **ORIGINAL), 4 * TRAINED),
+    "yarn without the original": (scaled("yarn"), 4 * TRAINED),
+    "yarn with more": (scaled("yarn", said=5 * TRAINED, **ORIGINAL), 5 * TRAINED),
+    "dynamic": (DYNAMIC, 4 * TRAINED),
+    "longrope": (LONGROPE, 4 * TRAINED),
+    "llama3": (
+        scaled("llama3", said=4 * TRAINED, low_freq_factor=1.0, high_freq_factor=4.0, **ORIGINAL),
+        4 * TRAINED,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REACHES)
+@pytest.mark.parametrize("words", ["rope_parameters", "rope_scaling"])  # of transformers 5, and of 4
+def test_scaling_reaches_beyond_the_trained_length(name, words, tmp_path):
+    config, reached = REACHES[name]
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    theirs.apply(lambda module: [torch.nn.init.normal_(p, std=0.3) for p in module.parameters(False) if p.ndim > 1])
+    theirs.save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    values = json.loads(file.read_text())
+    if words == "rope_scaling":
+        scaling = values.pop("rope_parameters")
+        values["rope_theta"] = scaling.pop("rope_theta")
+        scaling["type"] = scaling.pop("rope_type")
+        file.write_text(json.dumps(values | {"rope_scaling": scaling}))
+    ours = jaxinfer.load(str(tmp_path / "model"), dtype="float32")
+    assert ours.config.max_positions == reached
+    (ids,) = prompts(reached)
+    found = np.asarray(ours.logits([ids]))[0]
+    for model in (theirs, transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()):
+        with torch.inference_mode():
+            expected = model(torch.tensor([ids]), use_cache=False).logits[0].numpy()
+        assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+    export(str(tmp_path / "model"), tmp_path / "out")
+    again = jaxinfer.load(str(tmp_path / "out"), dtype="float32")
+    assert again.config == ours.config
+    with torch.inference_mode():
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+        assert np.abs(model(torch.tensor([ids]), use_cache=False).logits[0].numpy() - expected).max() < 1e-3
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.37, 2.5, 3.0, 7.77, 1 / 3])
+def test_the_trained_length_is_found_again(factor):
+    from jaxinfer.checkpoint.families.llama import LLAMA
+    from jaxinfer.checkpoint.fields import Fields
+
+    base = dict(SIZES, num_key_value_heads=2)
+    for trained in (1, 3, 16, 1000, 32_768, 131_071):
+        scaling = dict(rope_type="linear", factor=factor, rope_theta=10_000.0)
+        values = base | dict(max_position_embeddings=trained, rope_parameters=scaling)
+        config = LLAMA.from_hf(Fields("config.json", values))
+        assert LLAMA.from_hf(Fields("config.json", LLAMA.hf_fields(config))) == config
+        if factor >= 1:
+            assert LLAMA.hf_fields(config)["max_position_embeddings"] == trained

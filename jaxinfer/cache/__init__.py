@@ -1,12 +1,18 @@
-"""Cache policies, one file each, and the registry that configs resolve names in."""
+"""Cache policies, one file each, and the registry that configs resolve names in.
 
-from jaxinfer.cache.dense import Dense
-from jaxinfer.cache.paged import Paged
-from jaxinfer.cache.policy import CachePolicy
-from jaxinfer.cache.quantized import Quantized
-from jaxinfer.cache.store import Cache, Store
-from jaxinfer.cache.window import Window
+A line for a policy adds it: it is named as its file is, and public as `jaxinfer.X`, as all is that is imported as
+itself. Lists of policies have them in the order of the lines.
+"""
 
-POLICIES: dict[str, type] = {"dense": Dense, "window": Window, "quantized": Quantized, "paged": Paged}
+# isort: off
+from jaxinfer.cache.store import Cache as Cache
+from jaxinfer.cache.contract import CachePolicy as CachePolicy
+from jaxinfer.cache.dense import Dense as Dense
+from jaxinfer.cache.window import Window as Window
+from jaxinfer.cache.quantized import Quantized as Quantized
+from jaxinfer.cache.paged import Paged as Paged
+# isort: on
 
-__all__ = ["POLICIES", "Cache", "CachePolicy", "Dense", "Paged", "Quantized", "Store", "Window"]
+from jaxinfer.host.registry import Registry, by_file, extends
+
+POLICIES = Registry[type[CachePolicy]]("cache policy", by_file(vars(), CachePolicy), extends(CachePolicy))

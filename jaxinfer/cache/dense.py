@@ -7,15 +7,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxinfer.cache.contract import CachePolicy
 from jaxinfer.cache.store import Cache, States, as_numbers, as_stored, causal, empty_store, round_up, settle, write
 from jaxinfer.config import LayerKind, ModelConfig
+from jaxinfer.errors import InputError
+from jaxinfer.host.values import typed
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(CachePolicy):
     """Every token keeps its keys and values, in every layer; the slot of a token is its position."""
 
     capacity: int | None = None
+
+    def __post_init__(self) -> None:
+        check_capacity(self)
 
     def init(self, cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> Cache:
         slots = round_up(capacity)
@@ -35,10 +41,17 @@ class Dense:
         return append(cache, fresh, take, n)
 
 
+def check_capacity(policy: Any) -> None:
+    """Raise InputError unless the fields of a policy are of their types, and `capacity` holds a token."""
+    typed(policy)
+    if policy.capacity is not None and policy.capacity < 1:
+        raise InputError(f"capacity={policy.capacity} must be at least 1 slot, or left out")
+
+
 def append(cache: Cache, fresh: dict[str, Any], take: jax.Array | None, n: jax.Array) -> Cache:
     """Write each row's next n tokens at slot = position modulo the store's size: a list, or a ring once it is full.
 
-    Of layers that carry a state, the state behind the last of them is kept.
+    Layers that carry a state keep the one after the last of them.
     """
 
     def into(store, new):
@@ -48,7 +61,7 @@ def append(cache: Cache, fresh: dict[str, Any], take: jax.Array | None, n: jax.A
         slots = store.pos.shape[1]
         order = jnp.arange(width)
         pos = cache.length[:, None] + order
-        # Of tokens that would meet in one slot of a ring only the last is written: scatter order is undefined.
+        # Only the last of the tokens that would meet in one slot of a ring is written: scatter order is undefined.
         written = (order < n[:, None]) & (order >= n[:, None] - slots)
         return write(store, new, take, pos, jnp.where(written, pos % slots, slots))
 

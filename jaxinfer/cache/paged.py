@@ -2,14 +2,16 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxinfer.cache.dense import append
+from jaxinfer.cache.codes import dequantize
+from jaxinfer.cache.contract import CachePolicy
+from jaxinfer.cache.dense import append, check_capacity
 from jaxinfer.cache.quantized import Format, check_format, encode
 from jaxinfer.cache.store import (
     BLOCK,
@@ -26,14 +28,13 @@ from jaxinfer.cache.store import (
 )
 from jaxinfer.config import LayerKind, ModelConfig
 from jaxinfer.errors import InputError
-from jaxinfer.kernels.contract import dequantize
 
 SMALLEST = 16
 
 
 @struct.dataclass
 class Pool:
-    """Who holds the P blocks of a store, and which are free."""
+    """The holders of the P blocks of a store, and the blocks that are free."""
 
     holders: jax.Array  # i32[P]: rows whose table names the block
     free: jax.Array  # i32[P]: a stack, of which the first n_free are free blocks
@@ -47,7 +48,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Paged:
+class Paged(CachePolicy):
     """Every token, in blocks from a pool that rows share; local layers keep their window only. Exact without a format.
 
     A row takes a block when its text reaches it, so less than one block a row is reserved in vain. Rows with the same
@@ -63,8 +64,10 @@ class Paged:
     block: int = 128
     pool: int | None = None
     format: Format | None = None
+    unbounded: ClassVar[tuple[str, ...]] = ("pool",)  # no more of it is taken than all rows can need
 
     def __post_init__(self) -> None:
+        check_capacity(self)
         if self.block < SMALLEST or self.block & (self.block - 1):
             raise InputError(f"block={self.block} must be a power of two, {SMALLEST} or above")
         if self.pool is not None and self.pool < 1:
@@ -95,7 +98,7 @@ class Paged:
         return round_up(min(capacity, kind.window or capacity), max(self.block, BLOCK))
 
     def _size(self, batch: int, slots: int) -> int:
-        """Blocks of a pool for so many rows."""
+        """Count the blocks of a pool for so many rows."""
         most = batch * (slots // self.block)
         return most if self.pool is None else min(self.pool, most)
 
@@ -116,7 +119,7 @@ class Paged:
         return append(dataclasses.replace(cache, stores=stores, aux=pools), fresh, take, n)
 
     def gather(self, cache: Cache, rows: jax.Array) -> Cache:
-        """`store.gather`: rows that are taken twice share their blocks, and what no row holds any more is free."""
+        """Gather as `store.gather`: rows that are taken twice share their blocks; those that no row holds are free."""
         length, prompt = jax.tree.map(lambda x: take_rows(x, rows), (cache.length, cache.prompt))
         stores: dict[str, Any] = {}
         pools = {}
@@ -132,11 +135,11 @@ class Paged:
         return dataclasses.replace(cache, stores=stores, length=length, prompt=prompt, aux=pools)
 
     def whole(self, tokens: int) -> int:
-        """Of so many tokens that rows have in common, those in whole blocks, which they share."""
+        """Count the tokens in whole blocks, which rows share, of so many that they have in common."""
         return tokens // self.block * self.block
 
     def check_room(self, cfg: ModelConfig, lengths: Any, ends: Any, copies: int = 1, common: int = 0) -> None:
-        """Raises InputError if rows whose prompts have lengths[B] tokens may overrun the pool before ends[B] tokens.
+        """Raise InputError if rows whose prompts have lengths[B] tokens may overrun the pool before ends[B] tokens.
 
         The newest token has no slot. copies: rows that go on from each prompt. common: tokens with which all begin.
         """
@@ -160,7 +163,7 @@ class Paged:
 
 
 def blocks_in_use(cache: Cache) -> dict[str, int]:
-    """By layer kind, how many blocks of the pool rows hold."""
+    """Count, by layer kind, the blocks of the pool that rows hold."""
     return {name: int(pool.holders.shape[0] - pool.n_free) for name, pool in cache.aux.items()}
 
 
@@ -201,7 +204,7 @@ def reserve(store: Store, pool: Pool, length: jax.Array, n: jax.Array, width: in
 
 
 def _copied(pools: Any, source: jax.Array, target: jax.Array, wanted: jax.Array) -> Any:
-    """The pools with the contents of source blocks in target blocks too, where wanted: one by one, in place."""
+    """Give the pools with the contents of source blocks in target blocks too, where wanted: one by one, in place."""
     source, target, wanted = (x.reshape(-1) for x in (source, target, wanted))
     order = jnp.nonzero(wanted, size=wanted.shape[0], fill_value=0)[0]
 
@@ -221,14 +224,14 @@ def _table(store: Store) -> jax.Array:
 
 
 def _blocks_of(store: Store, length: jax.Array) -> jax.Array:
-    """i32[B]: how many blocks rows of length[B] tokens hold: the first of their table."""
+    """Give i32[B]: how many blocks rows of length[B] tokens hold: the first of their table."""
     slots = store.pos.shape[1]
     block = slots // _table(store).shape[1]
     return (jnp.minimum(length, slots) + block - 1) // block
 
 
 def _moved(store: Store, rows: jax.Array, size: int) -> Store:
-    """A store whose row i has the blocks of row rows[i], in pools of `size` blocks: as many as there are, or more."""
+    """Give a store whose row i has the blocks of row rows[i], in pools of `size` blocks: as many as now, or more."""
 
     def grown(x: jax.Array) -> jax.Array:
         more = size - x.shape[1]

@@ -6,19 +6,20 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.cache.dense import append
+from jaxinfer.cache.codes import Codes, dequantize, quantize
+from jaxinfer.cache.contract import CachePolicy
+from jaxinfer.cache.dense import append, check_capacity
 from jaxinfer.cache.store import Cache, causal, empty_store, round_up
 from jaxinfer.config import LayerKind, ModelConfig
 from jaxinfer.errors import InputError, nearest
-from jaxinfer.kernels.contract import Codes, dequantize, quantize
-from jaxinfer.sharding import rules
+from jaxinfer.sharding import choices
 
 Format = Literal["int8", "fp8"]
 DTYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 
 
 @dataclass(frozen=True)
-class Quantized:
+class Quantized(CachePolicy):
     """Keys and values in 8 bits, with a scale for each token and head; local layers keep their window only.
 
     format: int8, or fp8 (float8_e4m3fn, Micikevicius et al. 2022), both rounded to nearest under the largest magnitude
@@ -31,6 +32,7 @@ class Quantized:
     exact: ClassVar[bool] = False  # not the logits of a cache that stores what was computed
 
     def __post_init__(self) -> None:
+        check_capacity(self)
         check_format(self.format)
 
     def init(self, cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> Cache:
@@ -54,14 +56,14 @@ class Quantized:
 
 
 def encode(x: jax.Array, name: Format) -> Codes:
-    """x[..., H] in a format of 8 bits. On a CPU fp8 is kept as bits, because XLA is slow at arrays of that type."""
+    """Round x[..., H] to a format of 8 bits. On a CPU fp8 is kept as bits: XLA is slow at arrays of that type."""
     stored = quantize(x, DTYPES[name])
-    if name == "fp8" and rules.platform() == "cpu":
+    if name == "fp8" and choices.FLOAT8_AS_BITS.here():
         return Codes(jax.lax.bitcast_convert_type(stored.codes, jnp.uint8), stored.scale)
     return stored
 
 
 def check_format(name: Any) -> None:
-    """Raises InputError unless `name` is a format of 8 bits."""
+    """Raise InputError unless `name` is a format of 8 bits."""
     if name not in DTYPES:
         raise InputError(f"format={name!r} must be {' or '.join(map(repr, DTYPES))}{nearest(str(name), DTYPES)}")

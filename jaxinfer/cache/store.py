@@ -1,4 +1,4 @@
-"""What every cache policy is made of: stores of slots, and the functions that fill and bound them."""
+"""The parts of every cache policy: stores of slots, and the functions that fill and bound them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from flax import struct
 
 from jaxinfer.config import LayerKind, ModelConfig
 from jaxinfer.errors import InputError
-from jaxinfer.sharding import rules
+from jaxinfer.sharding import choices
 
 BLOCK = 128
 """Slots come in blocks of this many: attention reads whole blocks, and a store holds a whole number of them."""
@@ -36,7 +36,7 @@ class Store:
 
 @struct.dataclass
 class States:
-    """What recurrent layers of one kind carry: a pytree of arrays [L, B, ...], as of each row's last token."""
+    """The states of recurrent layers of one kind: a pytree of arrays [L, B, ...], as of each row's last token."""
 
     state: Any
 
@@ -53,7 +53,7 @@ class Cache:
 
 
 def round_up(n: int, multiple: int = BLOCK) -> int:
-    """The smallest multiple that is at least n."""
+    """Give the smallest multiple that is at least n."""
     return -(-n // multiple) * multiple
 
 
@@ -65,7 +65,7 @@ def empty_store(
     dtype: jnp.dtype,
     encode: Callable[[jax.Array], Any] = lambda x: x,
 ) -> Store | States:
-    """A store without tokens: zeros, because 0 x NaN from an unused slot would reach the output.
+    """Make a store without tokens: zeros, because 0 x NaN from an unused slot would reach the output.
 
     encode: a policy's, from numbers of `dtype` to its storage format.
     """
@@ -79,34 +79,34 @@ def empty_store(
 
 
 def as_stored(x: jax.Array) -> jax.Array:
-    """Numbers as they are; on a CPU bfloat16 as its bits, u16, for the reasons of `layers.bits`."""
-    bits = x.dtype == jnp.bfloat16 and rules.platform() == "cpu"
+    """Numbers as they are; on a CPU bfloat16 as its bits, u16, for the reasons of `weights.bfloat16_bits`."""
+    bits = x.dtype == jnp.bfloat16 and choices.BFLOAT16_AS_BITS.here()
     return jax.lax.bitcast_convert_type(x, jnp.uint16) if bits else x
 
 
 def as_numbers(stored: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The numbers again, in `dtype`."""
+    """Give the numbers again, in `dtype`."""
     if stored.dtype == jnp.uint16:
         stored = jax.lax.bitcast_convert_type(stored, jnp.bfloat16)
     return stored.astype(dtype)
 
 
 def causal(kind: LayerKind, q_pos: jax.Array, kv_pos: jax.Array) -> jax.Array:
-    """Causality and the layer's own window: what a query at q_pos may see of kv_pos (arrays that broadcast)."""
+    """Apply causality and the layer's own window: what a query at q_pos may see of kv_pos (arrays that broadcast)."""
     seen = (kv_pos >= 0) & (kv_pos <= q_pos)
     return seen if kind.window is None else seen & (kv_pos > q_pos - kind.window)
 
 
 def extent(store: Store) -> jax.Array:
-    """i32[]: slots from the first to the last one in use, in any row. Attention looks no further."""
+    """Count the slots from the first to the last one in use, in any row, i32[]. Attention looks no further."""
     slots = jnp.arange(1, store.pos.shape[1] + 1, dtype=jnp.int32)
     return jnp.max(jnp.where(store.pos >= 0, slots, 0))
 
 
 def settle(store: States, fresh: Any, take: jax.Array | None, n: jax.Array) -> States:
-    """The states behind each row's n-th new token; where n is 0, those that were.
+    """Give the states after each row's n-th new token; where n is 0, those that were.
 
-    fresh: leaves [L, B, T, ...], the state behind every token, or [L, B, 1, ...], behind the last one that counts.
+    fresh: leaves [L, B, T, ...], the state after every token, or [L, B, 1, ...], after the last one that counts.
     take: i32[B, E], which of the T are new; None: all, in order.
     """
     last = jnp.maximum(n - 1, 0)
@@ -122,7 +122,7 @@ def settle(store: States, fresh: Any, take: jax.Array | None, n: jax.Array) -> S
 
 
 def rollback(cache: Cache, length: jax.Array) -> Cache:
-    """The cache as it was when each row had its first length[B] tokens, or fewer.
+    """Give the cache as it was when each row had its first length[B] tokens, or fewer.
 
     For caches that overwrite nothing: no rings, no pages, no states, no history in `aux`.
     """
@@ -135,12 +135,12 @@ def rollback(cache: Cache, length: jax.Array) -> Cache:
 
 
 def gather(cache: Cache, rows: jax.Array) -> Cache:
-    """A cache whose row i is a copy of row rows[i] (i32[R], any R): a prompt that several rows continue.
+    """Give a cache whose row i is a copy of row rows[i] (i32[R], any R): a prompt that several rows continue.
 
     A policy whose `aux` is not a pytree of arrays [B, ...] has a method `gather(cache, rows)` of its own. Raises
     InputError where it is missing.
     """
-    if hasattr(cache.policy, "gather"):
+    if cache.policy.gather is not None:
         return cache.policy.gather(cache, rows)
     if any(x.shape[:1] != cache.length.shape for x in jax.tree.leaves(cache.aux)):
         raise InputError(f"policy {type(cache.policy).__name__} cannot copy a row to another, as beams do: take Dense")
@@ -157,11 +157,11 @@ def gather(cache: Cache, rows: jax.Array) -> Cache:
 
 
 def reorder(cache: Cache, rows: jax.Array) -> Cache:
-    """`gather` of as many rows as there are, in place, block of slots by block: beams that go on from other beams.
+    """Do as `gather`, with as many rows as there are, in place, block of slots by block: beams go on from others.
 
-    No slot behind the last one in use is read or written, and the scratch it takes is one block.
+    No slot after the last one in use is read or written, and the scratch it takes is one block.
     """
-    if hasattr(cache.policy, "gather"):
+    if cache.policy.gather is not None:
         return cache.policy.gather(cache, rows)
 
     def move(store: Store) -> Store:
@@ -180,12 +180,12 @@ def reorder(cache: Cache, rows: jax.Array) -> Cache:
 
 
 def take_rows(x: jax.Array, rows: jax.Array, axis: int = 0) -> jax.Array:
-    """Rows i32[R] of an array."""
+    """Take rows i32[R] of an array."""
     return jnp.take(x, rows, axis=axis, mode="clip")
 
 
 def move_states(store: States, rows: jax.Array) -> States:
-    """States whose row i is that of row rows[i]."""
+    """Give states whose row i is that of row rows[i]."""
     return States(jax.tree.map(lambda x: take_rows(x, rows, axis=1), store.state))
 
 

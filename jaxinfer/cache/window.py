@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.cache.dense import append
+from jaxinfer.cache.contract import CachePolicy
+from jaxinfer.cache.dense import append, check_capacity
 from jaxinfer.cache.store import Cache, as_numbers, as_stored, causal, empty_store, round_up
 from jaxinfer.config import LayerKind, ModelConfig
 
 
 @dataclass(frozen=True)
-class Window:
+class Window(CachePolicy):
     """Layers with a sliding window keep a ring of that many tokens; the others keep every token. Exact.
 
     A query sees its window's last `window` tokens, itself among them, and the fresh tokens of a step are not in the
@@ -21,6 +22,9 @@ class Window:
     """
 
     capacity: int | None = None
+
+    def __post_init__(self) -> None:
+        check_capacity(self)
 
     def init(self, cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> Cache:
         slots = {kind: round_up(min(capacity, kind.window or capacity)) for kind in cfg.kinds}

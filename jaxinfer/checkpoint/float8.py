@@ -1,11 +1,16 @@
-"""Weights in float8 with a scale for each block, as DeepSeek-V3 and the FP8 files of Qwen 3 are published.
+"""Weights in float8 with scales: for each block, for each row, or for a whole tensor.
 
-A matrix `*.weight` float8_e4m3fn[out, in] comes with `*.weight_scale_inv` float32[out / block, in / block], rounded up:
-what the numbers of each block are multiplied by (DeepSeek-V3, 2024, section 3.3.2). They are widened while they are
-read; activations are not quantized.
+A matrix `*.weight` float8_e4m3fn[out, in] comes with what its numbers are multiplied by, under either of two names:
+
+- `*.weight_scale_inv` float32[out / block, in / block], rounded up, as DeepSeek-V3 (2024, section 3.3.2) and the FP8
+  files of Qwen 3 are published; or one number for the whole tensor;
+- `*.weight_scale`: one number (AutoFP8), or one for each row (compressed-tensors, format float-quantized).
+
+They are widened while they are read. Activations are not quantized: the scales that some files have for them are left.
 """
 
 import json
+import re
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -13,60 +18,115 @@ import numpy as np
 
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Tensor, Tensors
-from jaxinfer.errors import InputError
+from jaxinfer.errors import InputError, shown
 
-METHOD, DTYPE, SCALES = "fp8", "F8_E4M3", "_scale_inv"
+DTYPE = "F8_E4M3"
+_SCALES = ("_scale_inv", "_scale")
+_OF_ACTIVATIONS = re.compile(r".*\.(input_scale|output_scale|activation_scale|input_activation_scale|[qkv]_scale)")
 _NUMBERS = np.arange(256, dtype=np.uint8).view(jnp.float8_e4m3fn).astype(np.float32)
+_DEFAULT_BLOCK = (128, 128)  # transformers, FineGrainedFP8Config
 
 Block = tuple[int, int]
 
 
-def block_size(packing: Fields) -> Block:
-    """Rows and columns that share a scale. Raises InputError if the file says neither, or another format."""
-    packing.require("fmt", "e4m3")
-    sizes = packing.get("weight_block_size")
+def announced(packing: Fields) -> bool:
+    """Tell whether a `quantization_config` says that weights are in float8. Raises InputError for another float8."""
+    method = packing.get("quant_method", None)
+    if method == "fp8":
+        packing.require("fmt", "e4m3")
+        return True
+    if method != "compressed-tensors" or packing.get("format", None) != "float-quantized":
+        return False
+    groups = packing.group("config_groups") or Fields(packing.file, {})
+    for name in groups.values:
+        group = groups.group(name)
+        weights = group.group("weights") if group else None
+        if weights:
+            weights.require("type", "float")
+            weights.require("num_bits", 8)
+    return True
+
+
+def block_size(packing: Fields) -> Block | None:
+    """Return the rows and columns that share a scale; None: a row or a tensor does. Raises InputError if it is no size.
+
+    compressed-tensors names it in a group of its configuration.
+    """
+    groups = packing.group("config_groups")
+    for name in groups.values if groups else ():
+        group = groups.group(name) if groups else None
+        weights = group.group("weights") if group else None
+        if weights and weights.get("block_structure", None) is not None:
+            return _block(weights, "block_structure")
+    if packing.get("quant_method", None) != "fp8" or packing.is_null("weight_block_size"):
+        return None
+    return _block(packing, "weight_block_size") if "weight_block_size" in packing.values else _DEFAULT_BLOCK
+
+
+def _block(fields: Fields, name: str) -> Block:
+    sizes = fields.get(name)
     if not isinstance(sizes, list) or len(sizes) != 2 or not all(type(size) is int and size > 0 for size in sizes):
         raise InputError(
-            f"{packing.file}: field 'weight_block_size' must be a list of two whole numbers above zero, not {sizes!r}"
+            f"{fields.file}: field {name!r} must be a list of two whole numbers above zero, not {shown(sizes)}"
         )
     return sizes[0], sizes[1]
 
 
 def codes(file: Path) -> Tensors:
-    """The tensors of a safetensors file that are in float8, as bytes: numpy has no such numbers, nor has its reader."""
+    """Read the float8 tensors of a safetensors file as bytes: numpy has no such numbers, nor has its reader.
+
+    The file is one that safetensors has opened: its header is sound.
+    """
     raw = np.memmap(file, np.uint8, "r")
     begin = 8 + int.from_bytes(raw[:8].tobytes(), "little")
     header = json.loads(raw[8:begin].tobytes())
+    header.pop("__metadata__", None)
 
     def tensor(shape: list[int], start: int, stop: int) -> Tensor:
         whole = raw[begin + start : begin + stop].reshape(shape)
         return Tensor(tuple(shape), lambda first, last: whole[first:last])
 
-    found = {name: entry for name, entry in header.items() if entry.get("dtype") == DTYPE}
+    found = {name: entry for name, entry in header.items() if entry["dtype"] == DTYPE}
     return {name: tensor(entry["shape"], *entry["data_offsets"]) for name, entry in found.items()}
 
 
-def widened(packed: Tensors, tensors: Tensors, block: Block, source: str) -> Tensors:
-    """`tensors` without scales, with the numbers of `packed`. Raises InputError if scales are missing or do not fit."""
-    found = dict(tensors)
+def widened(packed: Tensors, tensors: Tensors, block: Block | None, source: str) -> Tensors:
+    """Return `tensors` without scales, `packed` as numbers. Raises InputError if scales are missing or do not fit."""
+    found = {name: x for name, x in tensors.items() if not _OF_ACTIVATIONS.fullmatch(name)}
     for name, tensor in packed.items():
-        scales = found.pop(name + SCALES, None)
-        if scales is None:
-            raise InputError(f"{source}: tensor {name!r} is in float8, and its scales, {name + SCALES!r}, are missing")
-        expected = tuple(-(-length // size) for length, size in zip(tensor.shape, block, strict=False))
-        if len(tensor.shape) != 2 or scales.shape != expected:
-            raise InputError(f"{source}: tensor {name + SCALES!r} has shape {scales.shape}, expected {expected}")
-        found[name] = _widened(tensor, scales, block)
+        scale = next((name + end for end in _SCALES if name + end in found), None)
+        if scale is None:
+            both = " or ".join(shown(name + end, 120) for end in _SCALES)
+            raise InputError(f"{source}: tensor {shown(name, 120)} is in float8, and its scales, {both}, are missing")
+        found[name] = _widened(name, tensor, scale, found.pop(scale), block, source)
     return found
 
 
-def _widened(tensor: Tensor, scales: Tensor, block: Block) -> Tensor:
+def _widened(name: str, tensor: Tensor, scale: str, scales: Tensor, block: Block | None, source: str) -> Tensor:
+    """Widen one matrix. The number of its scales tells what shares one."""
+    if len(tensor.shape) != 2:
+        raise InputError(
+            f"{source}: tensor {shown(name, 120)} has shape {tensor.shape}: only matrices in float8 are supported"
+        )
+    n_rows, n_columns = tensor.shape
+    expected = (-(-n_rows // block[0]), -(-n_columns // block[1])) if block else (n_rows, 1)
+    if scales.shape in ((), (1,), (1, 1)):
+        return Tensor(tensor.shape, lambda start, stop: _NUMBERS[tensor.rows(start, stop)] * _column(scales, 0, 1))
+    if block is None and scales.shape in ((n_rows,), (n_rows, 1)):
+        return Tensor(
+            tensor.shape, lambda start, stop: _NUMBERS[tensor.rows(start, stop)] * _column(scales, start, stop)
+        )
+    if block is None or scales.shape != expected:
+        raise InputError(f"{source}: tensor {shown(scale, 120)} has shape {scales.shape}, expected {expected}")
     height, width = block
-    columns = tensor.shape[1]
 
     def rows(start: int, stop: int) -> np.ndarray:
         first, last = start // height, -(-stop // height)
-        each = scales.rows(first, last).astype(np.float32).repeat(width, axis=1)[:, :columns]
+        each = scales.rows(first, last).astype(np.float32).repeat(width, axis=1)[:, :n_columns]
         return _NUMBERS[tensor.rows(start, stop)] * each[np.arange(start, stop) // height - first]
 
     return Tensor(tensor.shape, rows)
+
+
+def _column(scales: Tensor, start: int, stop: int) -> np.ndarray:
+    return scales.rows(start, stop).astype(np.float32).reshape(-1, 1)

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxinfer.errors import InputError
+from jaxinfer.errors import InputError, shown
+from jaxinfer.host.files import check_regular
 
 _SCALARS = ["<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?", None, None, "<u8", "<i8", "<f8"]  # by type number
 _STRING, _ARRAY = 8, 9
 _SHORT = 64  # arrays up to this length are read at once
+_MOST_DIMENSIONS = 4  # of a tensor, in ggml
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says before its tensors begin."""
+    """The header of a GGUF file: all that it says before its tensors begin."""
 
     path: Path
     metadata: dict[str, Any]
@@ -50,7 +52,7 @@ class Header:
     metadata_end: int
 
     def array(self, key: str) -> list:
-        """The elements of an array in the metadata; strings that are not UTF-8 hold replacement characters."""
+        """Read the elements of an array in the metadata; strings that are not UTF-8 hold replacement characters."""
         value = self.metadata[key]
         if not isinstance(value, ArrayInfo):
             return value
@@ -59,7 +61,7 @@ class Header:
         return np.frombuffer(self.data, _SCALARS[value.type], value.length, value.start).tolist()
 
     def fingerprint(self) -> str:
-        """A hash of all metadata, the vocabulary included: files with equal fingerprints have the same tokenizer."""
+        """Hash all metadata, the vocabulary included: files with equal fingerprints have the same tokenizer."""
         return hashlib.blake2b(self.data[: self.metadata_end], digest_size=16).hexdigest()
 
 
@@ -69,6 +71,7 @@ def read_header(path: Path) -> Header:
     Raises InputError if the file cannot be read, is no GGUF file, or ends within its header.
     """
     try:
+        check_regular(path)
         with path.open("rb") as file:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except ValueError:
@@ -85,30 +88,50 @@ def read_header(path: Path) -> Header:
         raise InputError(f"{path}: the header is cut short or corrupted; download the file again") from None
 
 
+def _refuse_twice(name: str, there: Any, what: str, path: Path) -> None:
+    if name in there:
+        raise InputError(f"{path}: {what} {shown(name)} is there twice; download the file again")
+
+
 def _parse(path: Path, data: memoryview) -> Header:
     version, n_tensors, n_keys = struct.unpack_from("<IQQ", data, 4)
     if version not in (2, 3):
         raise InputError(f"{path}: GGUF version {version} is not supported; supported: 2, 3")
-    at, metadata = 24, {}
+    at = 24
+    metadata: dict[str, Any] = {}
+    infos: dict[str, Any] = {}
     for _ in range(n_keys):
         key, at = _string(data, at)
         (kind,) = struct.unpack_from("<I", data, at)
+        _refuse_twice(key, metadata, "the key", path)
         metadata[key], at = _value(data, at + 4, kind)
-    metadata_end, infos = at, {}
+    metadata_end = at
     for _ in range(n_tensors):
         name, at = _string(data, at)
         (n_dims,) = struct.unpack_from("<I", data, at)
+        _refuse_twice(name, infos, "tensor", path)
+        if n_dims > _MOST_DIMENSIONS:
+            raise InputError(
+                f"{path}: tensor {shown(name)} has {n_dims} dimensions, at most {_MOST_DIMENSIONS} are known"
+            )
         *dims, kind, offset = struct.unpack_from(f"<{n_dims}QIQ", data, at + 4)
         at += 4 + 8 * n_dims + 12
         infos[name] = (tuple(reversed(dims)), kind, offset)
     alignment = metadata.get("general.alignment", 32)
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise InputError(f"{path}: general.alignment must be a power of two, not {shown(alignment)}")
+    for name, (_, _, offset) in infos.items():
+        if offset % alignment:
+            raise InputError(
+                f"{path}: tensor {shown(name)} is at {offset}, which is no multiple of the alignment, {alignment}"
+            )
     base = -(-at // alignment) * alignment
     tensors = {name: TensorInfo(shape, kind, base + offset) for name, (shape, kind, offset) in infos.items()}
     return Header(path, metadata, tensors, data, metadata_end)
 
 
 def _value(data: memoryview, at: int, kind: int) -> tuple[Any, int]:
-    """One value of the metadata, and where the next begins."""
+    """Read one value of the metadata, and where the next begins."""
     if kind == _STRING:
         return _string(data, at)
     if kind == _ARRAY:
@@ -124,6 +147,8 @@ def _array(data: memoryview, at: int) -> tuple[Any, int]:
     info = ArrayInfo(kind, length, at + 12)
     if kind == _ARRAY:
         raise ValueError("arrays of arrays are not used by any model")
+    if length > len(data):
+        raise IndexError
     if kind == _STRING:
         end = info.start
         for _ in range(length):

@@ -8,69 +8,22 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from jaxinfer.caching import cache_dir, write_atomic
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.gguf_header import Header
-from jaxinfer.checkpoint.imports import require
-from jaxinfer.checkpoint.tokenizer import Tokenizer, TokenizerSettings
-from jaxinfer.errors import InputError, nearest
+from jaxinfer.checkpoint.pre_tokenizers import ADD_BOS, PRE_TOKENIZERS, WHOLE_WORDS_FIRST
+from jaxinfer.checkpoint.tokenizer import Tokenizer, TokenizerSettings, checked_ids
+from jaxinfer.errors import InputError, nearest, shown
+from jaxinfer.host.files import cache_dir, write_atomic
+from jaxinfer.host.optional import require
 
-_VERSION = 1  # of what is built; part of the cached file's name
+_VERSION = 2  # of what is built; part of the cached file's name
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # tokenizer.ggml.token_type
 
-# Where llama.cpp splits text before merging (src/llama-vocab.cpp): each pattern splits what the former left.
-_GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-_LLAMA3_WORDS = (
-    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|"
-    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2_WORDS = _LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
-_GPT4O_SUFFIX = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?"
-_GPT4O_WORDS = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]*[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]+{_GPT4O_SUFFIX}|"
-    rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]+[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]*{_GPT4O_SUFFIX}|"
-    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_DEEPSEEK3_WORDS = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
-    r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_DEEPSEEK_LETTERS = (  # letters with case, of most scripts
-    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛ"
-    "ὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗ"
-    "Ａ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
-)
-_DEEPSEEK_EAST_ASIAN = "[一-龥\u0800-一가-\ud7ff]+"
-PRE_TOKENIZERS = {
-    "gpt-2": (_GPT2_WORDS,),
-    "mpt": (_GPT2_WORDS,),  # GPT-NeoX's vocabulary: also of MPT and Mamba
-    "olmo": (_GPT2_WORDS,),  # GPT-NeoX's vocabulary as Pythia and StableLM 3B have it
-    "smollm": (r"\p{N}", _GPT2_WORDS),
-    "refact": (r"\p{N}", _GPT2_WORDS),  # Granite
-    "llama-bpe": (_LLAMA3_WORDS,),
-    "dbrx": (_LLAMA3_WORDS,),  # OLMo 2
-    "qwen2": (_QWEN2_WORDS,),
-    "stablelm2": (_QWEN2_WORDS,),
-    "falcon": (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2_WORDS, "[0-9][0-9][0-9]"),
-    "bloom": (r" ?[^(\s|.,!?…。，、।۔،)]+",),
-    "gpt-4o": (_GPT4O_WORDS,),  # gpt-oss
-    "deepseek-llm": (
-        r"[\r\n]",
-        rf"\s?[{_DEEPSEEK_LETTERS}]+",
-        r"\s?[!-/:-~！-／：-～‘-‟\u3000-。]+",
-        r"\s+$",
-        _DEEPSEEK_EAST_ASIAN,
-        r"\p{N}+",
-    ),
-    "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_EAST_ASIAN, r"\p{N}"),
-    "deepseek-v3": (r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3_WORDS),
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2_WORDS, r"\p{N}+", "[0-9][0-9][0-9]"),
-}
-_WHOLE_WORDS_FIRST = {"llama-bpe"}  # a word that is a token is not merged from its letters
+SPACE = "▁"  # how SentencePiece writes one
 
 
 def tokenizer_from_gguf(header: Header) -> Tokenizer | None:
-    """The tokenizer that a GGUF file describes; None if it describes none.
+    """Return the tokenizer that a GGUF file describes; None if it describes none.
 
     Raises InputError for a kind of tokenizer, or a pre-tokenizer, that is not supported.
     """
@@ -81,13 +34,30 @@ def tokenizer_from_gguf(header: Header) -> Tokenizer | None:
     if kind not in _BUILDERS:
         raise InputError(f"{header.path}: tokenizer {kind!r} is not supported; supported: {', '.join(_BUILDERS)}")
     require("tokenizers", "to turn text into tokens")
-    ends = (fields.token_id(f"{name}_token_id") for name in ("eos", "eot", "eom"))
+    size = len(_array(header, "tokens"))
+    ids = {
+        name: checked_ids(
+            header.metadata.get(f"tokenizer.ggml.{name}_token_id"),
+            f"{header.path}: tokenizer.ggml.{name}_token_id",
+            size,
+        )
+        for name in ("bos", "eos", "eot", "eom")
+    }
     settings = TokenizerSettings(
-        bos_id=fields.token_id("bos_token_id"),
-        eos_ids=tuple(dict.fromkeys(id for id in ends if id is not None)),
+        bos_id=_bos(header, fields),
+        eos_ids=tuple(dict.fromkeys(id for name in ("eos", "eot", "eom") for id in ids[name])),
         chat_template=header.metadata.get("tokenizer.chat_template"),
     )
     return Tokenizer(_cached(header, fields, kind), settings)
+
+
+def _bos(header: Header, fields: Fields) -> int | None:
+    """Find the token that begins a text. SentencePiece files that do not say have <s> in place 1, as in llama.cpp."""
+    bos = fields.token_id("bos_token_id")
+    if bos is not None or fields.text("model") != "llama":
+        return bos
+    kinds = header.array("tokenizer.ggml.token_type") if "tokenizer.ggml.token_type" in header.metadata else []
+    return 1 if len(kinds) > 1 and kinds[1] == _CONTROL else None
 
 
 def _cached(header: Header, fields: Fields, kind: str) -> Any:
@@ -120,14 +90,12 @@ def _byte_level(header: Header, fields: Fields) -> Any:
 
     pre = fields.text("pre", "default")
     if pre not in PRE_TOKENIZERS:
-        known = ", ".join(PRE_TOKENIZERS)
-        raise InputError(
-            f"{header.path}: pre-tokenizer {pre!r} is not supported; supported: {known}{nearest(pre, PRE_TOKENIZERS)}"
-        )
+        hint = nearest(pre, PRE_TOKENIZERS) or f"; supported: {', '.join(sorted(PRE_TOKENIZERS))}"
+        raise InputError(f"{header.path}: tokenizer.ggml.pre: pre-tokenizer {shown(pre)} is not known{hint}")
     tokens = _array(header, "tokens")
     vocab = {token: id for id, token in enumerate(tokens)}
     merges = [tuple(pair.split(" ", 1)) for pair in _array(header, "merges")]
-    backend = Backend(models.BPE(vocab, merges, ignore_merges=pre in _WHOLE_WORDS_FIRST))
+    backend = Backend(models.BPE(vocab, merges, ignore_merges=pre in WHOLE_WORDS_FIRST))
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[pre]]
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
@@ -143,7 +111,8 @@ def _sentencepiece(header: Header, fields: Fields) -> Any:
     kinds = _array(header, "token_type")
     vocab = {token: id for id, token in enumerate(tokens)}
     unknown = next((token for token, kind in zip(tokens, kinds, strict=True) if kind == _UNKNOWN), None)
-    whole = {token for token, kind in zip(tokens, kinds, strict=True) if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)}
+    whole = {token for token, kind in zip(tokens, kinds, strict=True) if kind in (_UNKNOWN, _CONTROL)}
+    whole |= {token for token, kind in zip(tokens, kinds, strict=True) if kind == _USER_DEFINED and SPACE not in token}
     merges = _merges_of_scores(vocab, scores, whole)
     backend = Backend(models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     add_space = fields.flag("add_space_prefix", True)
@@ -158,7 +127,7 @@ _BUILDERS = {"gpt2": _byte_level, "llama": _sentencepiece}
 
 
 def _merges_of_scores(vocab: dict[str, int], scores: list[float], whole: set[str]) -> list[tuple[str, str]]:
-    """The merges of a SentencePiece model: every way to make a token from two others, best score of the result first.
+    """List the merges of a SentencePiece model: every way to make a token from two others, best resulting score first.
 
     Tokens in `whole` are matched in the text as they stand, and never merged from pieces.
     """
@@ -179,11 +148,15 @@ def _finish(backend: Any, header: Header, fields: Fields, tokens: list[str]) -> 
 
     kinds = _array(header, "token_type") if "tokenizer.ggml.token_type" in header.metadata else [1] * len(tokens)
     pairs = list(zip(tokens, kinds, strict=True))
-    backend.add_special_tokens([AddedToken(token, normalized=False) for token, kind in pairs if kind == _CONTROL])
-    # Normalized: SentencePiece looks for them after it has replaced the spaces, several spaces among them.
-    backend.add_tokens([AddedToken(token, normalized=True) for token, kind in pairs if kind == _USER_DEFINED])
-    bos = fields.token_id("bos_token_id")
-    if bos is not None and fields.flag("add_bos_token", fields.text("model") == "llama"):
+    special = [token for token, kind in pairs if kind in (_CONTROL, _UNKNOWN)]
+    backend.add_special_tokens([AddedToken(token, normalized=False) for token in special])
+    # Those of a user's are looked for in the text as it stands, before SentencePiece puts a space in front of it and of
+    # what follows each. In no such text is a space written as it is in the vocabulary: those that have one are merged.
+    own = [token for token, kind in pairs if kind == _USER_DEFINED and SPACE not in token]
+    backend.add_tokens([AddedToken(token, normalized=False) for token in own])
+    bos, model = _bos(header, fields), fields.text("model")
+    usual = model == "llama" or (model == "gpt2" and fields.text("pre", "default") in ADD_BOS)
+    if bos is not None and fields.flag("add_bos_token", usual):
         backend.post_processor = processors.TemplateProcessing(
             single=f"{tokens[bos]} $A", pair=f"{tokens[bos]} $A $B", special_tokens=[(tokens[bos], bos)]
         )

@@ -1,4 +1,4 @@
-"""How tensors of a checkpoint map to parameters: one short table a model family, read in either direction.
+"""The map from tensors of a checkpoint to parameters: one short table a model family, read in either direction.
 
 A rule pairs one parameter with its name in Hugging Face and in GGUF files. Its `axes` say, in einops notation, how the
 parameter's axes are laid out in the file: `"n h d -> (n h) d"` is a projection that the file stores as one matrix
@@ -7,8 +7,8 @@ parameter, and one rule serves both for reading (write the file's rows into the 
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,10 +22,16 @@ Format = Literal["hf", "gguf"]
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a checkpoint, not read yet. `rows(start, stop)` reads that part of its first axis."""
+    """One tensor of a checkpoint, not read yet. `rows(start, stop)` reads that part of its first axis.
+
+    `fault`: why its rows cannot be read, in words for an InputError; empty if they can. `shared`: so many numbers, one
+    after the other, are products of one scale: where that is NaN or infinite, all of them are no finite numbers.
+    """
 
     shape: tuple[int, ...]
     rows: Callable[[int, int], np.ndarray]
+    fault: str = ""
+    shared: int = 1
 
 
 Tensors = dict[str, Tensor]
@@ -47,20 +53,20 @@ class Part:
     axis: int = 0
 
     def fused_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the file's tensor, from that of this share."""
+        """Return the shape of the file's tensor, from that of this share."""
         fused = list(shape)
         fused[self.axis] = fused[self.axis] // self.count * self.total
         return tuple(fused)
 
     def of(self, array: np.ndarray, groups: int | None = None) -> np.ndarray:
-        """This share of the fused array, [*before, groups, count, unit, *behind]; groups: as many as it holds."""
+        """Return this share of the fused array, [*before, groups, count, unit, *after]; groups: as many as it holds."""
         shape, axis = array.shape, self.axis
         groups = groups or self.groups
         cut = array.reshape(*shape[:axis], groups, self.total, -1, *shape[axis + 1 :])
         return cut[(*(slice(None),) * axis, slice(None), slice(self.start, self.start + self.count))]
 
     def share(self, tensor: "Tensor") -> "Tensor":
-        """This share as a tensor of its own."""
+        """Return this share as a tensor of its own."""
         shape = list(tensor.shape)
         shape[self.axis] = shape[self.axis] // self.total * self.count
         each, fused = (
@@ -115,11 +121,16 @@ class Family:
     hf_tensors: Callable[[Tensors], Tensors] | None = None  # a file's tensors as the table has them: unpacked, renamed
     hf_packing: str | None = None  # the quantization that `hf_tensors` undoes, as `quantization_config` names it
     hf_renames: tuple[tuple[str, str], ...] = ()  # pairs: a pattern in some files' names, what the table has for it
+    hf_defaults: Mapping[str, Any] = field(default_factory=dict)  # fields that config.json may lack, as in transformers
+
+    def from_hf(self, fields: Fields) -> ModelConfig:
+        """Return the configuration that a config.json describes. A field that is null is none that is lacking."""
+        return self.hf_config(replace(fields, values={**self.hf_defaults, **fields.values}))
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one tensor of a file belongs: the leaf at `path`, at `repeat` on its first axis if it is in a layer."""
+    """The place of one tensor of a file: the leaf at `path`, at `repeat` on its first axis if it is in a layer."""
 
     path: str
     repeat: int | None
@@ -129,23 +140,23 @@ class Slot:
     expert: int | None = None  # the index on the next axis, where each expert is a tensor of its own
 
     def of(self, leaf: np.ndarray) -> np.ndarray:
-        """This tensor's part of the stacked leaf, with its axes in the file's order: a view, never a copy."""
+        """Return this tensor's part of the stacked leaf, with its axes in the file's order: a view, never a copy."""
         part = leaf[tuple(i for i in (self.repeat, self.expert) if i is not None)]
         return rearrange(part, _ungrouped(self.axes), **_lengths(self.axes))
 
     def file_shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that the file must give this tensor."""
+        """Return the shape that the file must give this tensor."""
         part = np.broadcast_to(np.int8(0), leaf_shape[(self.repeat is not None) + (self.expert is not None) :])
         shape = rearrange(part, self.axes, **_lengths(self.axes)).shape
         return self.part.fused_shape(shape) if self.part else shape
 
     def read(self, tensor: Tensor) -> Tensor:
-        """What of a tensor of the file belongs here."""
+        """Return the part of a tensor of the file that belongs here."""
         return self.part.share(tensor) if self.part else tensor
 
 
 def _ungrouped(axes: str) -> str:
-    """`"n h d -> (n h) d"` without the grouping on the right: `"n h d -> n h d"`."""
+    """Return `"n h d -> (n h) d"` without the grouping on the right: `"n h d -> n h d"`."""
     left, right = axes.split("->")
     return f"{left}->{re.sub('[()]', '', right)}"
 
@@ -155,7 +166,7 @@ def _lengths(axes: str) -> dict[str, int]:
 
 
 def layer_paths(cfg: ModelConfig) -> list[tuple[str, int]]:
-    """For each layer of the model, first to last: the path of its stacked parameters, and its index in the stack."""
+    """Return, for each layer, first to last, the path of its stacked parameters and its index in the stack."""
     return [
         (f"segment_{i}/layer_{j}", repeat)
         for i, segment in enumerate(cfg.segments)
@@ -165,7 +176,7 @@ def layer_paths(cfg: ModelConfig) -> list[tuple[str, int]]:
 
 
 def slots(family: Family, cfg: ModelConfig, fmt: Format, leaves: set[str]) -> dict[str, list[Slot]]:
-    """Every tensor that a checkpoint of this model holds, by its name in `fmt`, and where it belongs, or its parts do.
+    """List the tensors that a checkpoint of this model holds, by name in `fmt`, and where each, or its parts, belong.
 
     `leaves` are the paths of the model's parameters: a rule for a parameter that this model does not have is skipped.
     """

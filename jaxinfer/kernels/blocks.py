@@ -36,7 +36,7 @@ _TRIED: contextvars.ContextVar[tuple[Any, ...] | None] = contextvars.ContextVar(
 
 
 def sizes(platform: str, kernel: str, shapes: str) -> dict[str, int]:
-    """The block sizes of a kernel for a class of shapes, on the machine that the program being traced is for."""
+    """Return the block sizes of a kernel for a class of shapes, on the machine that the program being traced is for."""
     tried = _TRIED.get()
     if tried and tried[0] == (kernel, shapes):
         return tried[1]
@@ -55,14 +55,14 @@ def sizes(platform: str, kernel: str, shapes: str) -> dict[str, int]:
 
 @contextlib.contextmanager
 def use(path: Path) -> Iterator[None]:
-    """What is traced inside takes its sizes from another table, and from the package's what that lacks."""
+    """Take the sizes of what is traced inside from another table, and from the package's where that lacks them."""
     with _set((Path(path),)):
         yield
 
 
 @contextlib.contextmanager
 def trying(kernel: str, shapes: str, candidate: Mapping[str, int]) -> Iterator[None]:
-    """What is traced inside takes these sizes for a class of shapes, to measure them."""
+    """Take these sizes of a class of shapes for what is traced inside, to measure them."""
     with _set(((kernel, shapes), dict(candidate))):
         yield
 
@@ -77,7 +77,7 @@ def _set(what: tuple[Any, ...]) -> Iterator[None]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A table: machine, kernel, class -> sizes and what they rest on. Raises InputError for what is none."""
+    """Read a table: machine, kernel, class -> sizes and what they rest on. Raises InputError for what is none."""
     return _parsed(path, path.stat().st_mtime_ns if path.exists() else 0)
 
 
@@ -92,7 +92,7 @@ def _parsed(path: Path, modified: int) -> dict[str, Any]:
 
 
 def check(table: Any, path: Path) -> None:
-    """Raises InputError unless it is a table of block sizes."""
+    """Raise InputError unless it is a table of block sizes."""
 
     def mapping(value: Any, where: str) -> Mapping[str, Any]:
         if not isinstance(value, dict):

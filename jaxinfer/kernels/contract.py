@@ -1,4 +1,4 @@
-"""What every formulation of attention takes and gives.
+"""The contract of attention: the arguments and the result of every formulation.
 
 Attention is the softmax over two sets of keys: the committed cache, and the T fresh tokens of this step. Each set gives
 a `Partial`, its output and log-sum-exp, and partials merge (Flash-Decoding, Dao et al. 2023; Milakov and Gimelshein
@@ -10,11 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
-from flax import struct
 
-E4M3 = np.arange(256, dtype=np.uint8).view(jnp.dtype("float8_e4m3fn")).astype(np.float32)  # what the bits stand for
 FEW = 64  # fresh tokens whose own attention is left to XLA: a matrix of 64 x 64 scores a head
 FLOOR = -1e30  # a finite minus infinity: differences of two of them are 0, not NaN
 
@@ -27,7 +24,7 @@ Decode = Callable[[Any, jnp.dtype], jax.Array]
 
 
 class Scoring(NamedTuple):
-    """What becomes of a score before the softmax."""
+    """The changes to a score before the softmax."""
 
     softcap: float | None = None  # cap * tanh(score / cap) (Gemma 2)
     slopes: Any = None  # float32[N]: by how much a head's scores fall with each token of distance (ALiBi)
@@ -45,70 +42,33 @@ class Partial(NamedTuple):
     lse: jax.Array
 
 
-@struct.dataclass
-class Codes:
-    """Keys or values in 8 bits: codes[..., S, H] times scale[..., S]. The kernels read this format as it is."""
-
-    codes: jax.Array  # int8 or float8_e4m3fn [..., S, H]; uint8: the bits of the latter, for plain XLA on a CPU
-    scale: jax.Array  # float32[..., S]: one for each token and head
-
-
-def quantize(x: jax.Array, dtype: Any) -> Codes:
-    """x[..., S, H] -> 8-bit codes with a scale for each of the last axis' vectors, symmetric, round to nearest."""
-    dtype = jnp.dtype(dtype)
-    integer = jnp.issubdtype(dtype, jnp.integer)
-    largest = float(jnp.iinfo(dtype).max if integer else jnp.finfo(dtype).max)
-    x = x.astype(jnp.float32)
-    top = jnp.max(jnp.abs(x), axis=-1, initial=0.0)  # latent attention stores values of width 0
-    scale = jnp.where(top > 0, top / largest, 1.0)
-    scaled = x / scale[..., None]
-    return Codes((jnp.round(scaled) if integer else scaled).astype(dtype), scale)
-
-
-def dequantize(stored: Codes, dtype: Any) -> jax.Array:
-    """[..., S, H]: the way back from `quantize`."""
-    codes = stored.codes
-    numbers = jnp.asarray(E4M3)[codes.astype(jnp.int32)] if codes.dtype == jnp.uint8 else codes.astype(jnp.float32)
-    return (numbers * stored.scale[..., None]).astype(dtype)
-
-
-def through(stored: Any, layer: jax.Array, pages: jax.Array) -> Any:
-    """What blocks i32[B, n] of one layer's pools [L, P, K, block, ...] hold: leaves [B, K, n * block, ...]."""
-
-    def read(pool):
-        found = jnp.moveaxis(pool[layer, pages], 1, 2)
-        return found.reshape(*found.shape[:2], -1, *found.shape[4:])
-
-    return jax.tree.map(read, stored)
-
-
 def fold_heads(q: jax.Array, n_kv_heads: int) -> jax.Array:
-    """q[B, T, N, H] -> [B, K, T*G, H]: the queries that share a key/value head are rows of one matrix (GQA)."""
+    """Fold q[B, T, N, H] -> [B, K, T*G, H]: queries that share a key/value head are rows of one matrix (GQA)."""
     return rearrange(q, "b t (k g) h -> b k (t g) h", k=n_kv_heads)
 
 
 def unfold_heads(out: jax.Array, n_tokens: int) -> jax.Array:
-    """[B, K, T*G, H] -> [B, T, N, H]."""
+    """Undo `fold_heads`: [B, K, T*G, H] -> [B, T, N, H]."""
     return rearrange(out, "b k (t g) h -> b t (k g) h", t=n_tokens)
 
 
 def rows_of(per_head: Any, n_kv_heads: int, n_tokens: int) -> jax.Array:
-    """A number for each head, [N] -> one for each folded row, float32[K, T*G]."""
+    """Repeat a number for each head, [N], as one for each folded row, float32[K, T*G]."""
     return jnp.tile(jnp.asarray(per_head, jnp.float32).reshape(n_kv_heads, -1), (1, n_tokens))
 
 
 def chain_or(tree: jax.Array | None, width: int) -> jax.Array:
-    """The tree mask, or that of a chain: bool[B or 1, T, T]."""
+    """Return the tree mask, or that of a chain: bool[B or 1, T, T]."""
     return jnp.tril(jnp.ones((1, width, width), bool)) if tree is None else tree
 
 
 def merge(a: Partial, b: Partial) -> jax.Array:
-    """The softmax over both parts: float32[B, K, R, H]. A row that sees nothing in either gives 0."""
+    """Merge the softmax over both parts: float32[B, K, R, H]. A row that sees nothing in either gives 0."""
     return merged(a, b).out
 
 
 def merged(a: Partial, b: Partial) -> Partial:
-    """Both parts as one."""
+    """Return both parts as one."""
     top = jnp.maximum(jnp.maximum(a.lse, b.lse), FLOOR)
     weight_a, weight_b = jnp.exp(a.lse - top), jnp.exp(b.lse - top)
     total = weight_a + weight_b
@@ -118,7 +78,7 @@ def merged(a: Partial, b: Partial) -> Partial:
 
 
 def with_sinks(part: Partial, sinks: jax.Array | None, n_tokens: int) -> jax.Array:
-    """The output once each head's learned sink, float32[N], has taken its share of the weight."""
+    """Return the output once each head's learned sink, float32[N], has taken its share of the weight."""
     if sinks is None:
         return part.out
     sink = rows_of(sinks, part.lse.shape[1], n_tokens)[None]

@@ -1,10 +1,10 @@
-"""Which formulation of attention runs: one table, by platform, dtype and shape. `matmul.TABLE` is that of products.
+"""The choice of a formulation of attention: one table, by platform, dtype and shape. Products: `matmul.TABLE`.
 
     with jaxinfer.kernels.use("xla"):       # or "reference", "pallas"; traced inside, everything is this one
         model.generate(...)
 
 Without a choice the first row of a table for the platform that takes the call runs. A row that is passed over for its
-dtype or shape says so once, as a warning. A row that is not `unasked` runs only where it is forced.
+dtype or shape says so once, as a warning. A row that is not `by_default` runs only where it is forced.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxinfer.cache.codes import Codes
 from jaxinfer.cache.store import Store
 from jaxinfer.errors import InputError, nearest
-from jaxinfer.kernels.contract import Codes
 from jaxinfer.sharding import rules
 
 HALVES = ("bfloat16", "float16")
@@ -30,7 +30,7 @@ ATTENTION, MATMUL = "attention", "matmul"
 
 @dataclass(frozen=True)
 class Call:
-    """What a choice depends on. All of it is static."""
+    """All that a choice depends on. It is static."""
 
     platform: str  # "cpu", "gpu" or "tpu"
     generation: str  # of an NVIDIA GPU: its compute capability
@@ -58,7 +58,7 @@ class Call:
 
 
 def misfit(row: Any, call: Any) -> str | None:
-    """Why a formulation cannot run on the platform of a call, or None."""
+    """Say why a formulation cannot run on the platform of a call, or None."""
     if row.platforms and call.platform not in row.platforms:
         return f"it is for {' or '.join(row.platforms)}, not for {call.platform}"
     if row.generations and call.generation not in row.generations:
@@ -81,14 +81,14 @@ class Row:
     group: int | None = None  # at most
     latent: bool = True
     page: int = 1  # blocks of a pool hold a multiple of so many slots
-    unasked: bool = True  # runs without being forced: False for what no device has proved yet
+    by_default: bool = True  # runs without being forced: False for what no device has proved yet
 
     def misfit(self, call: Call) -> str | None:
-        """Why this formulation cannot run on that platform, or None."""
+        """Say why this formulation cannot run on that platform, or None."""
         return misfit(self, call)
 
     def refuses(self, call: Call) -> str | None:
-        """Why this formulation does not take those dtypes or shapes, or None."""
+        """Say why this formulation does not take those dtypes or shapes, or None."""
         if self.dtypes and call.dtype not in self.dtypes:
             return f"it computes in {' or '.join(self.dtypes)}, not in {call.dtype}"
         if self.stored and call.stored not in self.stored:
@@ -132,7 +132,7 @@ TABLE = (
         group=64,
         latent=False,
         page=64,
-        unasked=False,
+        by_default=False,
     ),
     Row("xla", "xla"),
     Row("reference", "reference"),
@@ -155,7 +155,7 @@ _WARNED: set[str] = set()
 
 @contextlib.contextmanager
 def use(name: str, target: str | None = None, interpret: bool = False, of: str | None = None) -> Iterator[None]:
-    """What is traced inside runs as `name`: "reference", "xla" or "pallas".
+    """Trace what is inside as `name`: "reference", "xla" or "pallas".
 
     That is all attention and the products of up to 64 rows with quantized weights, or one of them: `of` is "attention"
     or "matmul". It is looked up while tracing: a function that `jax.jit` has traced before keeps what it was traced
@@ -214,7 +214,7 @@ def choose(call: Any, table: Sequence[Any] = TABLE, of: str = ATTENTION) -> Any:
 
 def _first(call: Any, table: Sequence[Any], of: str) -> Any:
     for row in table:
-        if row.misfit(call) or not row.unasked:
+        if row.misfit(call) or not row.by_default:
             continue
         reason = row.refuses(call)
         if reason is None:
@@ -232,7 +232,7 @@ def module(row: Any) -> Any:
 
 
 def interpreter(row: Any, of: str = ATTENTION) -> dict[str, Any]:
-    """What makes a kernel run step by step, if that was asked for."""
+    """Give what makes a kernel run step by step, if that was asked for."""
     choice = chosen(of)
     if choice is None or not choice.interpret:
         return {}

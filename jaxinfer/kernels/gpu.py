@@ -16,8 +16,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from jaxinfer.cache.codes import Codes
 from jaxinfer.kernels import blocks
-from jaxinfer.kernels.contract import FEW, FLOOR, PLAIN, Codes, Partial, Scoring, Visible
+from jaxinfer.kernels.contract import FEW, FLOOR, PLAIN, Partial, Scoring, Visible
 from jaxinfer.kernels.schedule import query_blocks, unblock, visits
 
 ROWS = 64  # of a wgmma
@@ -38,7 +39,7 @@ def _transposed(ref: Any) -> Any:
 
 
 def _tiled(width: int, dtype: Any) -> tuple[Any, ...]:
-    """How a matrix with rows of that width lies in shared memory: the widest swizzle that divides a row."""
+    """Return the layout of a matrix with rows of that width in shared memory: the widest swizzle that divides a row."""
     size = jnp.dtype(dtype).itemsize
     swizzle = next(s for s in (128, 64, 32) if width * size % s == 0)
     return plgpu.TilingTransform((8, swizzle // size)), plgpu.SwizzleTransform(swizzle)
@@ -60,7 +61,7 @@ def partial(
     plan: dict[str, int] | None = None,
     interpret: Any = None,
 ) -> Partial:
-    """`tpu.partial` for Hopper: the same arguments. q in 16 bits; a page is a multiple of 64 slots; S likewise.
+    """Compute `tpu.partial` on Hopper: the same arguments. q in 16 bits; a page is a multiple of 64 slots; S likewise.
 
     plan: slots a block and blocks in the ring, if not those of the table.
     """
@@ -152,7 +153,7 @@ def partial(
 
 
 def join(out: jax.Array, lse: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The partials of all pieces, on axis 0, as one."""
+    """Merge the partials of all pieces, on axis 0, into one."""
     if out.shape[0] == 1:
         return out[0], lse[0]
     top = jnp.maximum(jnp.max(lse, axis=0), FLOOR)
@@ -211,7 +212,7 @@ def _kernel(refs, s, *, block, stages, splits, page, visible, ordered, softcap, 
         return lax.broadcast_in_dim(x, tile, [1])
 
     def widened(codes, into):
-        """8-bit codes to the 16 bits that wgmma multiplies, in registers on the way between two places."""
+        """Widen 8-bit codes to the 16 bits that wgmma multiplies, in registers on the way between two places."""
         x = _load(codes, plgpu.Layout.WGMMA_UPCAST_2X) if real else codes[...]
         if jnp.issubdtype(x.dtype, jnp.floating):  # the hardware converts 8-bit floats to float16 alone; all exact
             x = x.astype(jnp.float16).astype(jnp.float32)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def lowrank_attention(q: jax.Array, k: jax.Array, v: jax.Array, e: jax.Array, f: jax.Array, mask=None) -> jax.Array:
-    """softmax(q (E k)^T) (F v): q, k, v [B, T, N, H] -> [B, T, N, H], in time and memory T * R instead of T * T.
+    """Compute softmax(q (E k)^T) (F v): q, k, v [B, T, N, H] -> [B, T, N, H], in time and memory T R, not T^2.
 
     e, f: [R, S] with S at least T, the projections along the text, of which the first T columns are used. mask:
     bool[B, T], False for padding. Every token sees a mixture of all others, later ones too: there is no causal form,

@@ -1,10 +1,10 @@
 """Products of a few rows with weight-only int8 and int4: their definition, and the table that says which code runs.
 
 reference   the weights as numbers, whole
-xla         plain XLA, chosen by shape and platform (`layers/quantized.py`)
+xla         plain XLA, which the format of the weight writes, by shape and platform (`weights/formats/`)
 pallas      a kernel that reads the codes as they are (`matmul_tpu.py`, `matmul_gpu.py`)
 
-More than 64 rows, as a prompt has, and products of integers (W8A8) are left to plain XLA whatever is chosen.
+More than 64 rows, as a prompt has, are left to plain XLA whatever is chosen.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.kernels import dispatch
-from jaxinfer.layers.qtensor import Int8, QTensor
+from jaxinfer.kernels.coded import CodedWeight
 from jaxinfer.sharding import rules
 
 FEW = 64  # rows that a kernel takes
@@ -23,7 +23,7 @@ FORMATS = ("int8", "int4", "int4-64", "int4-128")
 
 @dataclass(frozen=True)
 class Call:
-    """What a choice depends on. All of it is static."""
+    """All that a choice depends on. It is static."""
 
     platform: str  # "cpu", "gpu" or "tpu"
     generation: str  # of an NVIDIA GPU: its compute capability
@@ -34,10 +34,10 @@ class Call:
     devices: int = 1  # of the mesh
 
     @staticmethod
-    def of(x: jax.Array, weight: QTensor, n_out: int) -> "Call":
+    def of(x: jax.Array, format: str, n_out: int) -> "Call":
         layout = rules.active()
         devices = 1 if layout is None else layout.mesh.size
-        return Call(*dispatch.machine(dispatch.MATMUL), x.dtype.name, weight.format, n_out, x.shape[1], devices)
+        return Call(*dispatch.machine(dispatch.MATMUL), x.dtype.name, format, n_out, x.shape[1], devices)
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class Row:
     formats: tuple[str, ...] | None = None
     outputs: int = 1  # a multiple of that
     inputs: int = 1  # likewise, with what pads them to whole groups
-    unasked: bool = True  # runs without being forced: False for what no device has proved yet
+    by_default: bool = True  # runs without being forced: False for what no device has proved yet
 
     def misfit(self, call: Call) -> str | None:
-        """Why this formulation cannot run on that platform, or None."""
+        """Say why this formulation cannot run on that platform, or None."""
         return dispatch.misfit(self, call)
 
     def refuses(self, call: Call) -> str | None:
-        """Why this formulation does not take those dtypes or shapes, or None."""
+        """Say why this formulation does not take those dtypes or shapes, or None."""
         if self.dtypes and call.dtype not in self.dtypes:
             return f"it computes in {' or '.join(self.dtypes)}, not in {call.dtype}"
         if self.formats and call.format not in self.formats:
@@ -84,25 +84,23 @@ TABLE = (
         formats=FORMATS,
         outputs=64,
         inputs=256,
-        unasked=False,
+        by_default=False,
     ),
     Row("xla"),
     Row("reference"),
 )
 
 
-def choose(x: jax.Array, weight: QTensor, n_out: int) -> Row:
-    """Which formulation multiplies x[rows, in] by a weight of `n_out` outputs.
+def choose(x: jax.Array, format: str, n_out: int) -> Row:
+    """Choose what multiplies x[rows, in] by a weight of `n_out` outputs in a format, of `FORMATS` or another.
 
     Raises InputError where `dispatch.use` forces what cannot run.
     """
     plain = TABLE[-2]
-    if len(x) > FEW or (isinstance(weight, Int8) and weight.activations):
-        return plain
-    return dispatch.choose(Call.of(x, weight, n_out), TABLE, dispatch.MATMUL)
+    return plain if len(x) > FEW else dispatch.choose(Call.of(x, format, n_out), TABLE, dispatch.MATMUL)
 
 
-def by_kernel(row: Row, x: jax.Array, weight: QTensor, layer: jax.Array | None) -> jax.Array:
+def by_kernel(row: Row, x: jax.Array, weight: CodedWeight, layer: jax.Array | None) -> jax.Array:
     """x[rows, in] times layer i32[] of a stack [L, *out, in], or a weight that is none -> float32[rows, out]."""
     if layer is None:
         weight, layer = jax.tree.map(lambda a: a[None], weight), jnp.int32(0)
@@ -110,8 +108,8 @@ def by_kernel(row: Row, x: jax.Array, weight: QTensor, layer: jax.Array | None) 
     return dispatch.module(row).product(x, weight, layer, **options)
 
 
-def definition(x: jax.Array, weight: QTensor) -> jax.Array:
-    """x[rows, in] times the numbers that a weight [*out, in] stands for, in x's dtype, summed in float32."""
-    w = weight.dequantize().reshape(-1, x.shape[1]).astype(x.dtype)
+def definition(x: jax.Array, numbers: jax.Array) -> jax.Array:
+    """x[rows, in] times the numbers float32[*out, *in] of a weight, in x's dtype, summed in float32."""
+    w = numbers.reshape(-1, x.shape[1]).astype(x.dtype)
     contract = (((1,), (1,)), ((), ()))
     return jax.lax.dot_general(x, w, contract, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)

@@ -21,21 +21,21 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jaxinfer.kernels import blocks
+from jaxinfer.kernels.coded import CodedWeight
 from jaxinfer.kernels.gpu import LAYOUT, OF_ROWS, OF_SLOTS, WAVE, _load, _tiled, _transposed
-from jaxinfer.layers.qtensor import Int8, QTensor
 
 CHUNK = 128  # bytes of each output in a slot of the ring: the widest row of a swizzled tile
 
 
 def product(
-    x: jax.Array, weight: QTensor, layer: jax.Array, plan: dict[str, int] | None = None, interpret: Any = None
+    x: jax.Array, weight: CodedWeight, layer: jax.Array, plan: dict[str, int] | None = None, interpret: Any = None
 ) -> jax.Array:
     """`matmul_tpu.product` for Hopper. x in 16 bits; outputs a multiple of 64, inputs of 256."""
-    rows, eight = len(x), isinstance(weight, Int8)
+    rows, eight = len(x), weight.minimum is None
     plan = plan or blocks.sizes("gpu", "matmul", f"{weight.format} {8 if rows <= 8 else 64}")
     n_out, width = math.prod(weight.codes.shape[1:-1]), weight.codes.shape[-1]
     outputs = plan["outputs"] if n_out % plan["outputs"] == 0 else 64
-    group, halves = (CHUNK, 1) if isinstance(weight, Int8) else (weight.group, 2)
+    group, halves = (CHUNK, 1) if eight else (weight.group, 2)
     tile = min(group, 64)  # inputs of x in a row of its tiles
     padded = -(-rows // 8) * 8
     chunks = width // CHUNK
@@ -53,10 +53,10 @@ def product(
         out_s=plgpu.SMEM((outputs, padded), jnp.float32),
         ready=plgpu.Barrier(num_arrivals=1 + (1 if eight else 4), num_barriers=plan["stages"]),
     )
-    if not isinstance(weight, Int8):
+    if weight.minimum is not None:
         sums = jnp.sum(x.reshape(padded, -1, group).astype(jnp.float32), axis=-1).T  # [groups, rows]
         sums = jnp.pad(sums, ((0, 0), (0, max(0, 32 - padded))))  # a copy moves 128 bytes at the least
-        operands += [sums, *(a.reshape(stack, n_out, a.shape[-1]) for a in (weight.scale, weight.minimum))]
+        operands += [sums, *(a.reshape(stack, n_out, -1) for a in (weight.scale, weight.minimum))]
         scratch |= dict(sums_s=plgpu.SMEM((plan["stages"], halves * CHUNK // group, sums.shape[1]), jnp.float32))
     body = functools.partial(
         _kernel, outputs=outputs, chunks=chunks, splits=splits, group=group, eight=eight, real=interpret is None
@@ -72,7 +72,7 @@ def product(
         **({} if interpret is None else dict(interpret=interpret)),
     )
     y = jnp.sum(run(*operands), axis=0).T[:rows]
-    if not isinstance(weight, Int8):
+    if not eight:
         return y
     return y * lax.dynamic_index_in_dim(weight.scale.reshape(stack, -1), operands[0][0], keepdims=False)
 

@@ -22,7 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxinfer.kernels import blocks
-from jaxinfer.layers.qtensor import Int4, Int8, QTensor
+from jaxinfer.kernels.coded import CodedWeight
 
 LANES = 128
 UNROLLED = 4  # chunks a turn of the loop over inputs
@@ -37,7 +37,7 @@ class Plan:
     depth: int  # inputs, or bytes of int4, that are widened at a time
 
     @staticmethod
-    def of(rows: int, weight: QTensor, width: int) -> "Plan":
+    def of(rows: int, weight: CodedWeight, width: int) -> "Plan":
         """The table's sizes, with no more outputs than there are or than fit into VMEM."""
         n_out = math.prod(weight.codes.shape[1:-1])
         sizes = blocks.sizes("tpu", "matmul", f"{weight.format} {8 if rows <= 8 else 64}")
@@ -48,7 +48,7 @@ class Plan:
 
 
 def product(
-    x: jax.Array, weight: QTensor, layer: jax.Array, plan: Plan | None = None, interpret: Any = False
+    x: jax.Array, weight: CodedWeight, layer: jax.Array, plan: Plan | None = None, interpret: Any = False
 ) -> jax.Array:
     """x[rows, in] times layer i32[] of a stack [L, *out, *in] -> float32[rows, out]. x: bfloat16 or float32."""
     n, width = x.shape
@@ -56,7 +56,7 @@ def product(
     rows = _round_up(n, 32 // x.dtype.itemsize)
     x = jnp.pad(x, ((0, rows - n), (0, 0)))
     layer = jnp.asarray(layer, jnp.int32).reshape(1)
-    if isinstance(weight, Int8):
+    if weight.minimum is None:
         return _int8(x, weight, layer, plan, interpret)[:n]
     return _int4(x, weight, layer, plan, interpret)[:n]
 
@@ -142,7 +142,7 @@ def _in_chunks(total: int, depth: int, add: Any) -> None:
         add(start, min(depth, total - start))
 
 
-def _int8(x, weight: Int8, layer, plan: Plan, interpret) -> jax.Array:
+def _int8(x, weight: CodedWeight, layer, plan: Plan, interpret) -> jax.Array:
     stack, width = weight.codes.shape[0], x.shape[1]
     codes = weight.codes.reshape(stack, -1, width)
     body = functools.partial(_int8_kernel, depth=plan.depth)
@@ -160,7 +160,8 @@ def _int8_kernel(layer, x, codes, out, *, depth):
     _in_chunks(x.shape[1], depth, add)
 
 
-def _int4(x, weight: Int4, layer, plan: Plan, interpret) -> jax.Array:
+def _int4(x, weight: CodedWeight, layer, plan: Plan, interpret) -> jax.Array:
+    assert weight.minimum is not None
     stack, half, groups = weight.codes.shape[0], weight.codes.shape[-1], weight.scale.shape[-1]
     codes, by_output = weight.codes.reshape(stack, -1, half), (weight.scale, weight.minimum)
     x = jnp.pad(x, ((0, 0), (0, 2 * half - x.shape[1])))

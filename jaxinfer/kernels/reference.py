@@ -3,19 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from jaxinfer.cache.codes import through
 from jaxinfer.cache.store import Store
-from jaxinfer.kernels.contract import (
-    PLAIN,
-    Decode,
-    Partial,
-    Scoring,
-    Visible,
-    chain_or,
-    merged,
-    rows_of,
-    through,
-    with_sinks,
-)
+from jaxinfer.kernels.contract import PLAIN, Decode, Partial, Scoring, Visible, chain_or, merged, rows_of, with_sinks
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -34,7 +24,7 @@ def attend(
     scoring: Scoring = PLAIN,
     ahead: Store | None = None,
 ) -> jax.Array:
-    """`attention.attend` as its definition says. `extent` only bounds work, and is not needed."""
+    """Compute `attention.attend` as its definition says. `extent` only bounds work, and is not needed."""
     mask = visible(q_pos[:, :, None], q_pos[:, None, :]) & chain_or(tree, k.shape[2])
     fresh = partial(q, k, v, mask, q_pos, q_pos, scoring)
     for cached in (store,) if ahead is None else (store, ahead):
@@ -57,10 +47,10 @@ def partial(
     kv_pos: jax.Array,
     scoring: Scoring = PLAIN,
 ) -> Partial:
-    """softmax(adjusted q k^T) v over the keys that mask shows: q[B, K, T*G, H], k, v[B, K, S, H], mask bool[B, T, S].
+    """Compute softmax(adjusted q k^T) v over the keys of mask: q[B, K, T*G, H], k, v[B, K, S, H], mask bool[B, T, S].
 
     A score is q . k, then soft-capped, then lowered by ALiBi's slope for each position between q_pos[B, T] and
-    kv_pos[B, S]. Learned sinks belong to neither part: `with_sinks` adds them behind the merge.
+    kv_pos[B, S]. Learned sinks belong to neither part: `with_sinks` adds them after the merge.
     """
     tokens = mask.shape[1]
     if scoring.value_width is not None:

@@ -1,4 +1,4 @@
-"""Linear recurrences: states that are carried along the text, and what is read off them.
+"""Linear recurrences: states that are carried along the text, and the outputs that are read off them.
 
 B batch, T tokens, a state leaf is [B, ...]. Tokens that are padding leave the state as it is.
 """
@@ -15,9 +15,9 @@ CHUNK = 64  # tokens whose effect on each other is computed as a matrix
 def run(
     step: Callable[[Any, Any], tuple[Any, jax.Array]], state: Any, inputs: Any, keep_all: bool
 ) -> tuple[jax.Array, Any]:
-    """step(state, inputs of a token) -> state, output, over tokens: outputs [B, T, ...] and states [B, T or 1, ...].
+    """Run step(state, inputs of a token) -> state, output, over tokens: outputs [B, T, ...], states [B, T or 1, ...].
 
-    inputs: leaves [B, T, ...]. keep_all: the state behind every token; otherwise that behind the last one.
+    inputs: leaves [B, T, ...]. keep_all: the state after every token; otherwise that after the last one.
     """
     first = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), inputs)
 
@@ -35,7 +35,7 @@ def run(
 def chunked(
     decay: jax.Array, keys: jax.Array, values: jax.Array, queries: jax.Array, state: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """h_t = exp(decay_t) h_{t-1} + v_t k_t^T, y_t = h_t q_t: y[B, T, H, P] and the last h[B, H, P, N].
+    """Compute h_t = exp(decay_t) h_{t-1} + v_t k_t^T, y_t = h_t q_t: y[B, T, H, P] and the last h[B, H, P, N].
 
     decay [B, T, H] at most 0; keys, queries [B, T, H, N]; values [B, T, H, P]; state [B, H, P, N]. Within a chunk the
     recurrence is a product with a masked matrix, between chunks it is carried (state-space duality, Mamba-2, Dao and Gu
@@ -71,10 +71,10 @@ def chunked(
 def causal_conv(
     x: jax.Array, before: jax.Array, kernel: jax.Array, bias: jax.Array | None, n: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """A convolution along the text, each channel for itself: y[B, T, C] and the inputs that the next tokens need.
+    """Convolve each channel for itself along the text: y[B, T, C] and the inputs that the next tokens need.
 
-    before: the last W - 1 inputs [B, W-1, C]. kernel [C, W]. n: i32[B], tokens that are not padding: the inputs behind
-    the last of them [B, 1, W-1, C]; None: those behind every token [B, T, W-1, C].
+    before: the last W - 1 inputs [B, W-1, C]. kernel [C, W]. n: i32[B], tokens that are not padding: the inputs after
+    the last of them [B, 1, W-1, C]; None: those after every token [B, T, W-1, C].
     """
     width, n_tokens = kernel.shape[1], x.shape[1]
     whole = jnp.concatenate([before, x.astype(before.dtype)], axis=1)  # [B, W-1+T, C]

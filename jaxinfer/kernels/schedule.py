@@ -1,4 +1,4 @@
-"""Which blocks of keys a kernel visits: decided outside of it, from the positions alone.
+"""The blocks of keys that a kernel visits: decided outside of it, from the positions alone.
 
 A kernel reads, for each block of queries, a list of the blocks of keys in which at least one of its queries sees
 something, whatever the rule is: lengths, windows, rings, sinks, tokens that a policy has dropped. What is not in the
@@ -21,9 +21,9 @@ class Visits(NamedTuple):
 
 
 def visits(q_pos: jax.Array, kv_pos: jax.Array, visible: Visible, block: int, ordered: bool) -> Visits:
-    """For q_pos i32[B, I, tokens a block] and kv_pos i32[B, S], blocks of `block` slots.
+    """List the visits for q_pos i32[B, I, tokens a block] and kv_pos i32[B, S], in blocks of `block` slots.
 
-    ordered: queries and keys are the same tokens, and a query sees none that stands behind it.
+    ordered: queries and keys are the same tokens, and a query sees none that stands after it.
     """
     batch, steps, tokens = q_pos.shape
     kv_pos = kv_pos.reshape(batch, 1, -1, 1, block)
@@ -36,13 +36,13 @@ def visits(q_pos: jax.Array, kv_pos: jax.Array, visible: Visible, block: int, or
     count = jnp.cumsum(seen, axis=-1, dtype=jnp.int32)  # [B, I, J]
     total = count[..., -1]
     wanted = jnp.maximum(jnp.minimum(jnp.arange(n, dtype=jnp.int32), total[..., None] - 1), 0)
-    # The j-th visited block is the number of blocks behind which at most j were visited.
+    # The j-th visited block is the number of blocks after which at most j were visited.
     blocks = jnp.sum(count[..., None, :] <= wanted[..., None], axis=-1, dtype=jnp.int32)
     return Visits(jnp.minimum(blocks, n - 1), total)
 
 
 def query_blocks(q: jax.Array, q_pos: jax.Array, tokens: int, rows: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries in blocks of `tokens` tokens, each padded to `rows` rows.
+    """Return queries in blocks of `tokens` tokens, each padded to `rows` rows.
 
     q[B, K, T*G, H], q_pos i32[B, T] -> q[B, K, I*rows, H]; q_pos of tokens i32[B, I, tokens], and of rows
     i32[B, I*rows].
@@ -61,7 +61,7 @@ def query_blocks(q: jax.Array, q_pos: jax.Array, tokens: int, rows: int) -> tupl
 
 
 def unblock(x: jax.Array, axis: int, rows: int, tokens: int, n_tokens: int, group: int) -> jax.Array:
-    """Rows in padded blocks along an axis -> the T*G rows that were given."""
+    """Undo `query_blocks`: rows in padded blocks along an axis -> the T*G rows that were given."""
     steps = x.shape[axis] // rows
     x = x.reshape(*x.shape[:axis], steps, rows, *x.shape[axis + 1 :])
     x = jax.lax.slice_in_dim(x, 0, tokens * group, axis=axis + 1)

@@ -17,8 +17,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from jaxinfer.cache.codes import Codes
 from jaxinfer.kernels import blocks
-from jaxinfer.kernels.contract import FEW, FLOOR, PLAIN, Codes, Partial, Scoring, Visible
+from jaxinfer.kernels.contract import FEW, FLOOR, PLAIN, Partial, Scoring, Visible
 from jaxinfer.kernels.schedule import query_blocks, unblock, visits
 
 LANES = 128
@@ -37,7 +38,7 @@ class Plan:
 
     @staticmethod
     def of(n_tokens: int, group: int, n_kv_heads: int, slots: int, width: int, bytes_per_number: int) -> "Plan":
-        """The largest step that fits, within the table's sizes: many rows want one head at a time, few all of them."""
+        """Find the largest step that fits within the table's sizes: many rows want one head at a time, few all."""
         most_of = blocks.sizes("tpu", "attention", "decode" if n_tokens <= FEW else "prefill")
         tokens = min(n_tokens, max(1, most_of["rows"] // group))
         rows = _round_up(tokens * group, 16)
@@ -53,7 +54,7 @@ class Plan:
         return best or Plan(tokens, rows, 1, 128)
 
     def vmem(self, width: int, bytes_per_number: int) -> int:
-        """Bytes: keys and values twice (the next block is on its way), queries, output, statistics, scores."""
+        """Count bytes: keys and values twice (the next block is on its way), queries, output, statistics, scores."""
         width = _round_up(width, LANES)
         keys = 2 * 2 * self.heads * self.block * width * bytes_per_number
         rows = self.heads * self.rows * (2 * width * 2 + 2 * width * 4 + width * 4 + 2 * LANES * 4)
@@ -79,7 +80,7 @@ def partial(
     plan: Plan | None = None,
     interpret: Any = False,
 ) -> Partial:
-    """Attention of q[B, K, T*G, H] over one layer of k, v[L, B, K, S, H], arrays or `Codes`.
+    """Compute the attention of q[B, K, T*G, H] over one layer of k, v[L, B, K, S, H], arrays or `Codes`.
 
     layer: i32[]. q_pos: i32[B, T]. kv_pos: i32[B, S], -1 for a slot that is empty; unused slots must be finite.
     ordered: the keys are the queries' own tokens, and none sees a later one. pages: i32[B, S / page], and then k and v
@@ -190,7 +191,7 @@ def partial(
 
 
 def _column(lanes: jax.Array) -> jax.Array:
-    """[1, rows] -> [rows, LANES], the same number along each row."""
+    """Turn [1, rows] into [rows, LANES], the same number along each row."""
     return jnp.broadcast_to(lanes, (LANES, lanes.shape[1])).T
 
 

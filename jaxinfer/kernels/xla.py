@@ -1,4 +1,4 @@
-"""Attention in plain XLA: both sets of keys, block by block, as one online softmax. What a CPU runs.
+"""Attention in plain XLA: both sets of keys, block by block, as one online softmax. A CPU runs this.
 
 The keys come in parts. Each part is folded into a running (out, top, total), so that the result is the softmax over all
 of them (online softmax, Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022). That takes fewer small
@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxinfer.cache.codes import through
 from jaxinfer.cache.store import BLOCK, Store
-from jaxinfer.kernels.contract import FLOOR, PLAIN, Decode, Partial, Scoring, Visible, chain_or, through
+from jaxinfer.kernels.contract import FLOOR, PLAIN, Decode, Partial, Scoring, Visible, chain_or
 
 QUERY_BLOCK = 128  # fresh tokens whose scores are held at a time
 WIDE_BLOCK = 512  # cache slots read at a time where many queries share the work
@@ -44,7 +45,7 @@ def attend(
     scoring: Scoring = PLAIN,
     ahead: Store | None = None,
 ) -> jax.Array:
-    """`attention.attend` in plain XLA."""
+    """Compute `attention.attend` in plain XLA."""
     mask = visible(q_pos[:, :, None], q_pos[:, None, :]) & chain_or(tree, k.shape[2])
     running = fold_fresh(q, k, v, mask, q_pos, scoring)
     running = fold_cached(running, q, store, layer, q_pos, extent, visible, decode, scoring)
@@ -67,7 +68,7 @@ def fold_fresh(
     q_pos: jax.Array | None = None,
     scoring: Scoring = PLAIN,
 ) -> Running:
-    """The part of this step's own tokens, a block of queries at a time; later keys are not even multiplied."""
+    """Fold in this step's own tokens, a block of queries at a time; later keys are not even multiplied."""
     tokens = k.shape[2]
     group = q.shape[2] // tokens
     blocks = []
@@ -91,7 +92,7 @@ def fold_cached(
     decode: Decode,
     scoring: Scoring = PLAIN,
 ) -> Running:
-    """The part of one layer of a store, block by block, no further than the slots in use.
+    """Fold in one layer of a store, block by block, no further than the slots in use.
 
     layer: i32[], which of the stacked layers. q_pos: i32[B, T]. extent: i32[], slots in use. The work and the bytes
     read follow `extent`, not the capacity of the cache; the store is indexed, never sliced by layer: that would copy.
@@ -124,7 +125,7 @@ def _fold_blocks(
     begin: Any,
     end: Any,
 ) -> Running:
-    """Blocks of `size` slots of one layer, from number `begin` to before `end`."""
+    """Fold in blocks of `size` slots of one layer, from number `begin` to before `end`."""
     slots = store.pos.shape[1]
     page = 1 if store.pages is None else slots // store.pages.shape[1]
 
@@ -153,7 +154,7 @@ def _values(k: jax.Array, v: jax.Array, scoring: Scoring) -> jax.Array:
 
 
 def _adjustment(scoring: Scoring, positions: tuple[jax.Array, jax.Array] | None) -> Callable[[jax.Array], jax.Array]:
-    """What to do to scores [B, K, T*G, S]. positions: of queries i32[B, T] and of keys i32[B, S], which ALiBi needs."""
+    """Make what adjusts scores [B, K, T*G, S]. positions: of queries i32[B, T], keys i32[B, S], which ALiBi needs."""
 
     def adjust(scores):
         if scoring.softcap:
@@ -170,20 +171,24 @@ def _adjustment(scoring: Scoring, positions: tuple[jax.Array, jax.Array] | None)
 
 
 def _fold(running: Running | None, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, adjust) -> Running:
-    """q[B, K, R, H] over k, v[B, K, S, H] under mask[B, T, S], on top of what was there before."""
-    scores = adjust(jnp.einsum("bkrh,bksh->bkrs", q, k, preferred_element_type=jnp.float32))
-    rows = jnp.repeat(mask, q.shape[2] // mask.shape[1], axis=1)[:, None]
-    scores = jnp.where(rows, scores, FLOOR)
-    top = jnp.max(scores, axis=-1, keepdims=True)
-    if running is not None:
-        top = jnp.maximum(top, running.top)
-    weights = jnp.exp(scores - top)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum("bkrs,bksh->bkrh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    """Fold in q[B, K, R, H] over k, v[B, K, S, H] under mask[B, T, S], on top of what was there before."""
+    with jax.named_scope("qk_matmul"):
+        scores = adjust(jnp.einsum("bkrh,bksh->bkrs", q, k, preferred_element_type=jnp.float32))
+    with jax.named_scope("softmax"):
+        rows = jnp.repeat(mask, q.shape[2] // mask.shape[1], axis=1)[:, None]
+        scores = jnp.where(rows, scores, FLOOR)
+        top = jnp.max(scores, axis=-1, keepdims=True)
+        if running is not None:
+            top = jnp.maximum(top, running.top)
+        weights = jnp.exp(scores - top)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+    with jax.named_scope("sv_matmul"):
+        out = jnp.einsum("bkrs,bksh->bkrh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     if running is None:
         return Running(out, top, total)
-    shrink = jnp.exp(running.top - top)
-    return Running(running.out * shrink + out, top, running.total * shrink + total)
+    with jax.named_scope("softmax"):
+        shrink = jnp.exp(running.top - top)
+        return Running(running.out * shrink + out, top, running.total * shrink + total)
 
 
 def fresh_partial(
@@ -194,7 +199,7 @@ def fresh_partial(
     q_pos: jax.Array | None = None,
     scoring: Scoring = PLAIN,
 ) -> Partial:
-    """`fold_fresh` on its own."""
+    """Compute `fold_fresh` on its own."""
     return _normalize(fold_fresh(q, k, v, mask, q_pos, scoring))
 
 
@@ -208,7 +213,7 @@ def cached_partial(
     decode: Decode,
     scoring: Scoring = PLAIN,
 ) -> Partial:
-    """`fold_cached` on its own."""
+    """Compute `fold_cached` on its own."""
     column = (*q.shape[:3], 1)
     nothing = Running(jnp.zeros(q.shape, jnp.float32), jnp.full(column, FLOOR), jnp.zeros(column))
     return _normalize(fold_cached(nothing, q, store, layer, q_pos, extent, visible, decode, scoring))

@@ -15,13 +15,13 @@ from jaxinfer.kernels.attention import Scoring, attend, fold_heads, unfold_heads
 from jaxinfer.layers.linear import Linear
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.position import alibi_slopes, rotate
-from jaxinfer.layers.stacked import parameter
 from jaxinfer.sharding.rules import constrain
+from jaxinfer.weights.layer_stack import parameter
 
 
 @struct.dataclass
 class Step:
-    """What every layer of one forward shares."""
+    """The arguments that all layers of one forward share."""
 
     tokens: jax.Array  # i32[B, T]
     positions: jax.Array  # i32[B, T]
@@ -56,7 +56,7 @@ class Step:
 
 @struct.dataclass
 class Place:
-    """Where a layer finds what is its own."""
+    """The place at which a layer finds what is its own."""
 
     layer: jax.Array  # i32[]: within the stacked weights of its segment
     slot: jax.Array  # i32[]: within the cache store of its kind
@@ -72,7 +72,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, place: Place, step: Step) -> tuple[jax.Array, tuple[Any, Any]]:
-        """x[B, T, D] -> (out[B, T, D], fresh (k, v) in storage format, leaves [B, K, T, ...])."""
+        """Map x[B, T, D] -> (out[B, T, D], fresh (k, v) in storage format, leaves [B, K, T, ...])."""
         cfg, kind, policy = self.cfg, self.kind, step.cache.policy
         d, n, k_heads, h = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
         linear = partial(Linear, dtype=self.dtype, layers=self.layers)
@@ -86,7 +86,8 @@ class Attention(nn.Module):
             q = norm(axes=("head_dim",) if one else ("heads", "head_dim"), name="q_norm")(q, place.layer)
             k = norm(axes=("head_dim",) if one else ("kv_heads", "head_dim"), name="k_norm")(k, place.layer)
         if kind.rope:
-            q, k = (rotate(y, step.positions, kind.rope, step.length) for y in (q, k))
+            with jax.named_scope("rope"):
+                q, k = (rotate(y, step.positions, kind.rope, step.length) for y in (q, k))
         q = q * (cfg.query_scale or h**-0.5)
         q = constrain(fold_heads(q, k_heads), "batch", "kv_heads", None, "head_dim")
         fresh = tuple(policy.encode(jnp.swapaxes(y, 1, 2)) for y in (k, v))

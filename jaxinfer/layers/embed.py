@@ -8,8 +8,8 @@ from jaxinfer.config import ModelConfig
 from jaxinfer.layers.linear import matmul
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.position import sinusoids
-from jaxinfer.layers.qtensor import take
-from jaxinfer.layers.stacked import parameter
+from jaxinfer.weights.layer_stack import parameter
+from jaxinfer.weights.qtensor import take
 
 
 class Embedding(nn.Module):

@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxinfer.layers import lanes
-from jaxinfer.layers.bits import Bits
-from jaxinfer.layers.qtensor import is_quantized
-from jaxinfer.layers.quantized import quantized_product
-from jaxinfer.layers.stacked import parameter, with_layer
-from jaxinfer.sharding.rules import platform
+from jaxinfer.sharding import choices
+from jaxinfer.weights import elementwise_products
+from jaxinfer.weights.bfloat16_bits import WithBits
+from jaxinfer.weights.layer_stack import parameter, with_layer
+from jaxinfer.weights.qtensor import is_quantized
 
 FEW_ROWS = 64
 CORES = os.cpu_count() or 1
@@ -30,11 +29,12 @@ def matmul(
     lead, outer, inner = x.shape[: x.ndim - n_in], shape[:-n_in], shape[-n_in:]
     rows, n_out, width = math.prod(lead), math.prod(outer), math.prod(inner)
     if is_quantized(kernel):
-        return quantized_product(x.reshape(rows, width), kernel, n_out, rows <= FEW_ROWS, layer).reshape(*lead, *outer)
-    if isinstance(kernel, Bits):
-        if lanes.fits(rows, width, "bfloat16"):
+        y = kernel.format.product(x.reshape(rows, width), kernel, n_out, rows <= FEW_ROWS, layer)
+        return y.reshape(*lead, *outer)
+    if isinstance(kernel, WithBits):
+        if elementwise_products.fits(rows, width, elementwise_products.BFLOAT16_ROWS):
             x = x.reshape(rows, width).astype(jnp.float32)
-            return lanes.bfloat16(x, kernel.bits, n_out, layer).reshape(*lead, *outer)
+            return elementwise_products.bfloat16(x, kernel.bits, n_out, layer).reshape(*lead, *outer)
         kernel = kernel.weight
     product, finish = _formulation(x.reshape(rows, width), n_out)
     y = product(kernel) if layer is None else with_layer(kernel, layer, product)
@@ -42,10 +42,10 @@ def matmul(
 
 
 def _formulation(x: jax.Array, n_out: int) -> tuple[Callable[[Any], jax.Array], Callable[[jax.Array], jax.Array]]:
-    """How x[rows, in] meets a weight [n_out, in]: the product alone, and what brings its result into [rows, n_out].
+    """Choose how x[rows, in] meets a weight [n_out, in]: the product, and what brings its result into [rows, n_out].
 
-    The product runs inside the branches of a `Separate` weight, where nothing else should: all that can be done before
-    or behind it is. What is best on a CPU was measured (docs/cpu.md):
+    The product runs inside the branches of `LayerViews`, where nothing else should: all that can be done before or
+    after it is. What is best on a CPU was measured (docs/cpu.md):
 
     - one row: a batch of matrix-vector products, one for each core, because the compiler leaves small ones to one core;
     - a few rows: the weights on the left. The compiler packs the right operand anew in every call, which had better be
@@ -58,7 +58,7 @@ def _formulation(x: jax.Array, n_out: int) -> tuple[Callable[[Any], jax.Array], 
     def dot(a: jax.Array, b: jax.Array, contract: tuple, batch: tuple = ((), ())) -> jax.Array:
         return jax.lax.dot_general(a, b, (contract, batch), preferred_element_type=jnp.float32)
 
-    if platform() != "cpu" or rows > FEW_ROWS:
+    if not choices.WEIGHT_ON_THE_LEFT.here() or rows > FEW_ROWS:
         return lambda w: dot(x, w.reshape(n_out, width), ((1,), (1,))), lambda y: y
     if rows > 1:
         more = -rows % 8 if rows > 4 else 0

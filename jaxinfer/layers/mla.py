@@ -13,15 +13,15 @@ from jaxinfer.layers.attention import Place, Step
 from jaxinfer.layers.linear import Linear
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.position import rotate
-from jaxinfer.layers.stacked import parameter, with_layer
 from jaxinfer.sharding.rules import constrain
+from jaxinfer.weights.layer_stack import parameter, with_layer
 
 
 class LatentAttention(nn.Module):
     """Attention over latents (DeepSeek-V2, 2024, section 2.1 and appendix C), with the expansions absorbed.
 
     A head's key is W_k c for the latent c, so its score q . W_k c is (W_k^T q) . c: queries move to the latents, not
-    latents to the keys, and the same for values behind the softmax. What runs is multi-query attention with one
+    latents to the keys, and the same for values after the softmax. What runs is multi-query attention with one
     key/value head of kv_rank + rope_dim, whose values are the first kv_rank columns of its keys.
     """
 
@@ -32,7 +32,7 @@ class LatentAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, place: Place, step: Step) -> tuple[jax.Array, tuple[Any, Any]]:
-        """x[B, T, D] -> (out[B, T, D], fresh (latents, nothing) in storage format, leaves [B, 1, T, ...])."""
+        """Map x[B, T, D] -> (out[B, T, D], fresh (latents, nothing) in storage format, leaves [B, 1, T, ...])."""
         cfg, kind, mla, policy = self.cfg, self.kind, self.cfg.mla, step.cache.policy
         assert mla is not None
         d, n, h = cfg.d_model, cfg.n_heads, cfg.head_dim
@@ -74,7 +74,7 @@ class LatentAttention(nn.Module):
         return outward(out, place.layer), fresh
 
     def _expansion(self, name: str, width: int) -> Any:
-        """From the latent to each head's keys or values: a stack [layers, N, width, kv_rank]."""
+        """Return the map from the latent to each head's keys or values: a stack [layers, N, width, kv_rank]."""
         cfg = self.cfg
         assert cfg.mla is not None
 

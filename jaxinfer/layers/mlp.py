@@ -24,7 +24,7 @@ SWIGLU_LIMIT, SWIGLU_ALPHA = 7.0, 1.702
 
 
 def gated(activation: str, gate: jax.Array, up: jax.Array) -> jax.Array:
-    """act(gate) * up; `swiglu_clamped` bounds both and adds one to `up` (gpt-oss, 2025, section 2.2)."""
+    """Compute act(gate) * up; `swiglu_clamped` bounds both and adds one to `up` (gpt-oss, 2025, section 2.2)."""
     if activation == "swiglu_clamped":
         gate, up = jnp.minimum(gate, SWIGLU_LIMIT), jnp.clip(up, -SWIGLU_LIMIT, SWIGLU_LIMIT)
         return gate * jax.nn.sigmoid(SWIGLU_ALPHA * gate) * (up + 1)
@@ -43,7 +43,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, layer: jax.Array) -> jax.Array:
-        """x[B, T, D], layer i32[] within the stack -> [B, T, D]."""
+        """Map x[B, T, D] -> [B, T, D]; layer i32[] within the stack."""
         cfg = self.cfg
         d, f = cfg.d_model, cfg.d_ff
         linear = partial(Linear, dtype=self.dtype, layers=self.layers, bias=cfg.mlp_bias)

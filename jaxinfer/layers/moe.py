@@ -10,15 +10,15 @@ from flax import linen as nn
 from flax import struct
 
 from jaxinfer.config import ModelConfig, MoE
-from jaxinfer.layers import dispatch, routing
+from jaxinfer.layers import expert_dispatch, routing
 from jaxinfer.layers.linear import Linear, matmul
 from jaxinfer.layers.mlp import MLP, gated
-from jaxinfer.layers.stacked import parameter
+from jaxinfer.weights.layer_stack import parameter
 
 
 @struct.dataclass
 class RouterStats:
-    """What a router did with the tokens of a forward, padding left out."""
+    """The statistics of a router over the tokens of a forward, padding left out."""
 
     z_loss: jax.Array  # float32[]
     balance_loss: jax.Array  # float32[]: 1 if balanced; of the likeliest experts where tokens do not choose
@@ -38,7 +38,7 @@ class Experts(nn.Module):
     def __call__(
         self, x: jax.Array, layer: jax.Array, tokens: jax.Array, live: jax.Array, decoding: bool = False
     ) -> tuple[jax.Array, RouterStats]:
-        """x[B, T, D], layer i32[] within the stack, tokens i32[B, T], live bool[B, T] -> [B, T, D], statistics."""
+        """Map x[B, T, D], layer i32[] within the stack, tokens i32[B, T], live bool[B, T] -> [B, T, D], statistics."""
         cfg, d = self.cfg, self.cfg.d_model
         moe = self.moe.alone() if decoding and self.moe.in_decode == "dropless" else self.moe
         linear = partial(Linear, dtype=self.dtype, layers=self.layers)
@@ -63,8 +63,8 @@ class Experts(nn.Module):
             shared = shared * jax.nn.sigmoid(linear((1, d), ("one", "embed"), name="shared_gate")(x, layer))
         return out + shared, stats
 
-    def _ffn(self, layer: jax.Array) -> dispatch.Expert:
-        """One expert's gated MLP, as a function of rows [R, D] and the expert i32[]."""
+    def _ffn(self, layer: jax.Array) -> expert_dispatch.Expert:
+        """Return one expert's gated MLP, as a function of rows [R, D] and the expert i32[]."""
         d, f, n = self.cfg.d_model, self.moe.d_ff, self.moe.experts
         shapes = {"gate": (f, d), "up": (f, d), "down": (d, f)}
         axes = {"gate": ("mlp", "embed"), "up": ("mlp", "embed"), "down": ("embed", "mlp")}
@@ -101,11 +101,11 @@ def _token_choice(x, logits, bias, moe: MoE, ffn, tokens, live) -> tuple[jax.Arr
     gates, experts = routing.route(logits, moe, bias, tokens, live)
     kept = jnp.broadcast_to(live[:, None], experts.shape)
     if moe.dispatch == "capacity":
-        size = dispatch.capacity(len(x), moe)
+        size = expert_dispatch.capacity(len(x), moe)
         by_gate = moe.priority == "gate"
-        out, kept = dispatch.with_capacity(x, gates, experts, ffn, moe.experts, size, by_gate, live)
+        out, kept = expert_dispatch.with_capacity(x, gates, experts, ffn, moe.experts, size, by_gate, live)
     else:
-        compute = {"dropless": dispatch.dropless, "dense": dispatch.dense}[moe.dispatch]
+        compute = {"dropless": expert_dispatch.dropless, "dense": expert_dispatch.dense}[moe.dispatch]
         out = compute(x, gates, experts, ffn, moe.experts)
     n = jnp.maximum(jnp.sum(live), 1)
     load = jnp.sum(jax.nn.one_hot(experts, moe.experts) * kept[..., None], axis=(0, 1)) / n
@@ -114,10 +114,10 @@ def _token_choice(x, logits, bias, moe: MoE, ffn, tokens, live) -> tuple[jax.Arr
 
 
 def _expert_choice(x, logits, moe: MoE, ffn, live) -> tuple[jax.Array, RouterStats]:
-    size = min(dispatch.capacity(len(x), moe), len(x))
+    size = min(expert_dispatch.capacity(len(x), moe), len(x))
     gates, tokens = routing.expert_choice(logits, size, live)
     gates = jnp.where(gates > 0, 1.0, 0.0) if moe.equal_gates else gates
-    out = dispatch.chosen_by_experts(x, gates, tokens, ffn)
+    out = expert_dispatch.chosen_by_experts(x, gates, tokens, ffn)
     _, likeliest = jax.lax.top_k(logits, moe.top_k)
     n = jnp.maximum(jnp.sum(live), 1)
     load = jnp.sum(live[tokens], axis=1) / n
@@ -132,9 +132,9 @@ def _soft(x, logits, moe: MoE, ffn, live, alone: bool) -> tuple[jax.Array, Route
     if alone:  # a single token fills every slot: what is left of the mixture is the way back
         gates = jnp.sum(jax.nn.softmax(logits, axis=-1).reshape(by_slot.shape), axis=-1)
         every = jnp.broadcast_to(jnp.arange(moe.experts), gates.shape)
-        out = dispatch.dense(x, gates, every, ffn, moe.experts)
+        out = expert_dispatch.dense(x, gates, every, ffn, moe.experts)
     else:
-        out = dispatch.soft(x, by_slot, ffn, live)
+        out = expert_dispatch.soft(x, by_slot, ffn, live)
     load = routing.mean(jax.nn.softmax(logits, axis=-1).reshape(by_slot.shape).sum(axis=-1), live)
     everyone = jnp.broadcast_to(jnp.arange(moe.experts), by_slot.shape[:2])
     per_expert = jax.nn.logsumexp(by_slot, axis=-1)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxinfer.config import NormKind
-from jaxinfer.layers.stacked import parameter
+from jaxinfer.weights.layer_stack import parameter
 
 
 class Norm(nn.Module):

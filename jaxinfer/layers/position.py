@@ -10,7 +10,7 @@ from jaxinfer.config import Rope, RopeScaling
 
 
 def rope_frequencies(rope: Rope, head_dim: int, length: jax.Array | None = None) -> np.ndarray | jax.Array:
-    """Radians per position for each pair of turning dimensions: float32[width/2], known at trace time.
+    """Return radians per position for each pair of turning dimensions: float32[width/2], known at trace time.
 
     Those that follow the length of the text, i32[B, T] for each token, are float32[B, T, width/2].
     """
@@ -33,14 +33,14 @@ def rope_frequencies(rope: Rope, head_dim: int, length: jax.Array | None = None)
 
 
 def ntk_theta(rope: Rope, head_dim: int) -> float:
-    """The base under NTK-aware scaling: the lowest frequency is divided by the factor, the highest stays."""
+    """Return the base under NTK-aware scaling: the lowest frequency is divided by the factor, the highest stays."""
     assert rope.scaling is not None
     width = rope.width or head_dim
     return rope.theta * rope.scaling.factor ** (width / (width - 2))
 
 
 def _at_length(rope: Rope, width: int, length: jax.Array) -> jax.Array:
-    """Dynamic NTK, and LongRoPE with divisors for short texts: length i32[..., 1] -> float32[..., width/2]."""
+    """Compute dynamic NTK, and LongRoPE with divisors for short texts: length i32[..., 1] -> float32[..., width/2]."""
     scaling = rope.scaling
     assert scaling is not None
     share = np.arange(0, width, 2, dtype=np.float32) / width
@@ -56,13 +56,13 @@ def _at_length(rope: Rope, width: int, length: jax.Array) -> jax.Array:
 
 
 def _llama3_share(scaling: RopeScaling, inverse: np.ndarray) -> np.ndarray:
-    """How much of each frequency is kept, by the turns it makes in the trained length."""
+    """Return the share of each frequency that is kept, by the turns it makes in the trained length."""
     turns = scaling.original_max_positions * inverse / (2 * math.pi)
     return np.clip((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0, 1)
 
 
 def _yarn_share(scaling: RopeScaling, theta: float, width: int) -> np.ndarray:
-    """The same for YaRN: linear in the dimension, from the one with beta_fast turns to the one with beta_slow."""
+    """Return YaRN's share: linear in the dimension, from the one with beta_fast turns to the one with beta_slow."""
 
     def dimension(turns: float) -> float:
         return width * math.log(scaling.original_max_positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
@@ -96,14 +96,14 @@ def rotate(x: jax.Array, positions: jax.Array, rope: Rope, length: jax.Array | N
 
 
 def sinusoids(positions: jax.Array, width: int) -> jax.Array:
-    """positions i32[B, T] -> float32[B, T, width], sines and cosines in turn (Vaswani et al. 2017, section 3.5)."""
+    """Map positions i32[B, T] to sines and cosines in turn, float32[B, T, width] (Vaswani et al. 2017, section 3.5)."""
     inverse = 10_000.0 ** (-np.arange(0, width, 2) / width)
     angles = positions[..., None].astype(jnp.float32) * inverse.astype(np.float32)
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*positions.shape, -1)[..., :width]
 
 
 def alibi_slopes(n_heads: int) -> np.ndarray:
-    """By how much a head's scores fall with each token of distance: float32[N] (Press et al. 2022, section 3)."""
+    """Return the fall of a head's scores with each token of distance: float32[N] (Press et al. 2022, section 3)."""
 
     def of(n: int) -> list[float]:
         return [2.0 ** (-8 * (i + 1) / n) for i in range(n)]

@@ -1,7 +1,7 @@
 """Mixers that carry a state in place of a cache of tokens: selective state spaces, and attention with a feature map.
 
-A forward reads the committed state of its layer and returns the states that a commit can choose from: behind every
-token of a decode step, [B, T, ...], because nobody knows yet how many will be accepted; behind the last token that is
+A forward reads the committed state of its layer and returns the states that a commit can choose from: after every
+token of a decode step, [B, T, ...], because nobody knows yet how many will be accepted; after the last token that is
 not padding of a prompt, [B, 1, ...], because there all are.
 """
 
@@ -17,11 +17,11 @@ from jaxinfer.kernels import scan
 from jaxinfer.layers.attention import Place, Step
 from jaxinfer.layers.linear import Linear
 from jaxinfer.layers.position import rotate
-from jaxinfer.layers.stacked import parameter
+from jaxinfer.weights.layer_stack import parameter
 
 
 def committed(place: Place, step: Step, kind: LayerKind) -> Any:
-    """The state of a layer, leaves [B, ...]. Raises ValueError for a tree of drafts, whose branches have no order."""
+    """Read a layer's state, leaves [B, ...]. Raises ValueError for a tree of drafts, whose branches have no order."""
     if step.tree is not None:
         raise ValueError(f"{kind.name} layers carry a state from token to token: drafts must be chains, not trees")
     pick = partial(jax.lax.dynamic_index_in_dim, index=place.slot, keepdims=False)
@@ -38,7 +38,7 @@ class _Mixer(nn.Module):
         return Linear((out, width), axes, dtype=self.dtype, layers=self.layers, bias=bias, name=name)
 
     def _own(self, name: str, shape: tuple[int, ...], place: Place, fill: float = 1.0) -> jax.Array:
-        """A small parameter of this layer, float32."""
+        """Return a small parameter of this layer, float32."""
         init = nn.initializers.constant(fill)
         axes = ("layers", *("mlp", "state")[: len(shape)])
         stack = parameter(self, name, init, (self.layers, *shape), axes, jnp.float32)
@@ -50,7 +50,7 @@ class Mamba(_Mixer):
 
     @nn.compact
     def __call__(self, x: jax.Array, place: Place, step: Step) -> tuple[jax.Array, Any]:
-        """x[B, T, D] -> [B, T, D], states to choose from."""
+        """Map x[B, T, D] -> [B, T, D], states to choose from."""
         ssm, d, state = self.kind.mixer, self.cfg.d_model, committed(place, step, self.kind)
         assert isinstance(ssm, SSM)
         w, s = ssm.width, ssm.state
@@ -80,7 +80,7 @@ class Mamba2(_Mixer):
 
     @nn.compact
     def __call__(self, x: jax.Array, place: Place, step: Step) -> tuple[jax.Array, Any]:
-        """x[B, T, D] -> [B, T, D], states to choose from."""
+        """Map x[B, T, D] -> [B, T, D], states to choose from."""
         ssm, d, state = self.kind.mixer, self.cfg.d_model, committed(place, step, self.kind)
         assert isinstance(ssm, SSM)
         w, s, g, heads = ssm.width, ssm.state, ssm.groups, ssm.heads
@@ -110,7 +110,7 @@ class KernelAttention(_Mixer):
 
     @nn.compact
     def __call__(self, x: jax.Array, place: Place, step: Step) -> tuple[jax.Array, Any]:
-        """x[B, T, D] -> [B, T, D], states to choose from."""
+        """Map x[B, T, D] -> [B, T, D], states to choose from."""
         cfg, state = self.cfg, committed(place, step, self.kind)
         d, n, kv, h = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
         linear = partial(Linear, dtype=self.dtype, layers=self.layers)
@@ -131,7 +131,7 @@ class KernelAttention(_Mixer):
 
 
 def recurrence(decay, keys, values, queries, state, keep_all: bool) -> tuple[jax.Array, jax.Array]:
-    """`scan.chunked`, or the same token by token where the state behind every token is wanted."""
+    """Run `scan.chunked`, or the same token by token where the state after every token is wanted."""
     if not keep_all:
         y, last = scan.chunked(decay, keys, values, queries, state)
         return y, last[:, None]
@@ -145,7 +145,7 @@ def recurrence(decay, keys, values, queries, state, keep_all: bool) -> tuple[jax
 
 
 def _conv(mixer: _Mixer, x: jax.Array, channels: int, ssm: SSM, state: Any, place: Place, step: Step):
-    """The short convolution in front of a state space, and its activation: [B, T, channels], inputs to choose from."""
+    """Run the short convolution before a state space, and its activation: [B, T, channels], inputs to choose from."""
     kernel = mixer._own("conv", (channels, ssm.conv), place, ssm.conv**-1.0)
     bias = mixer._own("conv_bias", (channels,), place, 0.0) if ssm.conv_bias else None
     n = None if step.decoding else jnp.sum(step.live, axis=1)
@@ -154,7 +154,7 @@ def _conv(mixer: _Mixer, x: jax.Array, channels: int, ssm: SSM, state: Any, plac
 
 
 def mixer_of(kind: LayerKind) -> type[nn.Module]:
-    """The module of a recurrent layer."""
+    """Return the module of a recurrent layer."""
     if isinstance(kind.mixer, LinearAttention):
         return KernelAttention
     assert isinstance(kind.mixer, SSM)

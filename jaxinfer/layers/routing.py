@@ -1,4 +1,4 @@
-"""Which experts a token goes to: pure functions of arrays. How it gets there and back: `jaxinfer.layers.dispatch`.
+"""Choose the experts of each token, in pure functions of arrays; `expert_dispatch` sends tokens there and back.
 
 N tokens, E experts, k experts a token, C slots an expert. `live` bool[N] says which tokens are not padding.
 """
@@ -16,7 +16,7 @@ AUCTION_ROUNDS = 1000  # enough for thousands of tokens; whoever is left then ta
 def route(
     logits: jax.Array, moe: MoE, bias: jax.Array | None = None, tokens: jax.Array | None = None, live=None
 ) -> tuple[jax.Array, jax.Array]:
-    """Router logits [N, E] -> gates float32[N, k] and experts i32[N, k], the first choice first.
+    """Route by logits [N, E] -> gates float32[N, k] and experts i32[N, k], the first choice first.
 
     bias: float32[E], added for the choice and not for the gate (`sigmoid`). tokens: i32[N], their ids (`hash`).
     """
@@ -44,7 +44,7 @@ def route(
 
 
 def _limited(choice: jax.Array, moe: MoE) -> jax.Array:
-    """Only the experts of a token's `top_groups` best groups stay (DeepSeek-V2, section 2.2.2; V3, section 2.1.2).
+    """Keep only the experts of a token's `top_groups` best groups (DeepSeek-V2, section 2.2.2; V3, section 2.1.2).
 
     A group is worth its best expert, or with `sigmoid` its best two.
     """
@@ -58,7 +58,7 @@ def _limited(choice: jax.Array, moe: MoE) -> jax.Array:
 
 
 def sinkhorn(logits: jax.Array, live: jax.Array | None = None, rounds: int = SINKHORN_ROUNDS) -> jax.Array:
-    """A soft assignment in which all experts are wanted equally: float32[N, E], each row sums to 1.
+    """Return a soft assignment in which all experts are wanted equally: float32[N, E], each row sums to 1.
 
     S-BASE (Clark et al. 2022, "Unified Scaling Laws for Routed Language Models", section 3.1). Rows and columns of
     exp(logits) are normalized in turn (Sinkhorn and Knopp 1967). `auction` solves the hard assignment.
@@ -78,7 +78,7 @@ def sinkhorn(logits: jax.Array, live: jax.Array | None = None, rounds: int = SIN
 def auction(
     logits: jax.Array, live: jax.Array | None = None, step: float = AUCTION_STEP, rounds: int = AUCTION_ROUNDS
 ) -> jax.Array:
-    """The balanced assignment with the largest sum of logits: the expert i32[N] of each token; of padding, its best.
+    """Assign experts evenly with the largest sum of logits: the expert i32[N] of each token; of padding, its best.
 
     BASE layers (Lewis et al. 2021, section 2.3), solved by the auction algorithm (Bertsekas 1992) with the objects of a
     kind alike (Bertsekas and Castanon 1989). A token without a place bids for one of the expert that is worth most to
@@ -119,21 +119,21 @@ def auction(
 
 
 def _places(best: jax.Array, alive: jax.Array, n_experts: int) -> jax.Array:
-    """i32[E]: equal shares of the tokens. What does not divide goes to the experts that most tokens like best."""
+    """Share the tokens out equally, i32[E]. What does not divide goes to the experts that most tokens like best."""
     share, rest = jnp.divmod(jnp.sum(alive), n_experts)
     liked = jnp.bincount(jnp.where(alive, best, n_experts), length=n_experts + 1)[:-1]
     return share + (jnp.argsort(jnp.argsort(-liked)) < rest)
 
 
 def _rank(expert: jax.Array, offer: jax.Array, n_experts: int) -> jax.Array:
-    """i32[N]: how many tokens of the same expert offer more; of equal offers the first counts as more."""
+    """Return i32[N]: how many tokens of the same expert offer more; of equal offers the first counts as more."""
     order = jnp.lexsort((-offer, expert))
     begins = jnp.searchsorted(expert[order], jnp.arange(n_experts + 1))
     return jnp.zeros_like(order).at[order].set(jnp.arange(len(order)) - begins[expert[order]])
 
 
 def hashed(tokens: jax.Array, n_experts: int, top_k: int) -> jax.Array:
-    """i32[N, k]: different experts for a token id, as good as random and always the same (Hash Layers, Roller 2021)."""
+    """Hash a token id to k different experts, i32[N, k]: as good as random, always the same (Roller 2021)."""
     x = tokens.astype(jnp.uint32)
     for factor in (0x85EBCA6B, 0xC2B2AE35):  # the finalizer of MurmurHash3: every bit of the id reaches every other
         x = (x ^ (x >> 16)) * jnp.uint32(factor)
@@ -143,7 +143,7 @@ def hashed(tokens: jax.Array, n_experts: int, top_k: int) -> jax.Array:
 
 
 def expert_choice(logits: jax.Array, size: int, live: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """Each expert takes the `size` tokens that want it most: gates float32[E, C], tokens i32[E, C] (Zhou et al. 2022).
+    """Give each expert the `size` tokens that want it most: gates float32[E, C], tokens i32[E, C] (Zhou et al. 2022).
 
     Which tokens it takes depends on those that come later in the text, and on other rows: not causal. Padding is taken
     last, with gate 0.
@@ -155,7 +155,7 @@ def expert_choice(logits: jax.Array, size: int, live: jax.Array | None = None) -
 
 
 def load_balance_loss(logits: jax.Array, experts: jax.Array, live: jax.Array | None = None) -> jax.Array:
-    """float32[]: E * sum of (share of tokens) x (mean probability) over experts; 1 if balanced (Switch, eq. 4)."""
+    """Return E * sum of (share of tokens) x (mean probability) over experts, f32[]; 1 if balanced (Switch, eq. 4)."""
     n_experts = logits.shape[-1]
     share = jnp.mean(jax.nn.one_hot(experts, n_experts), axis=1)
     probs = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
@@ -163,10 +163,10 @@ def load_balance_loss(logits: jax.Array, experts: jax.Array, live: jax.Array | N
 
 
 def z_loss(logits: jax.Array, live: jax.Array | None = None) -> jax.Array:
-    """float32[]: the mean squared log-partition of the router (ST-MoE, Zoph et al. 2022, eq. 5)."""
+    """Return float32[]: the mean squared log-partition of the router (ST-MoE, Zoph et al. 2022, eq. 5)."""
     return mean(jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1) ** 2, live)
 
 
 def mean(x: jax.Array, live: jax.Array | None) -> jax.Array:
-    """The mean over tokens that are not padding."""
+    """Return the mean over tokens that are not padding."""
     return jnp.mean(x, axis=0) if live is None else jnp.mean(x, axis=0, where=live.reshape(-1, *(1,) * (x.ndim - 1)))

@@ -32,13 +32,13 @@ _COMPILERS = {"tpu": ("libtpu", "jax[tpu]"), "gpu": ("jax_cuda13_plugin", "jax[c
 
 
 def missing(name: str) -> str | None:
-    """What has to be installed to compile for a machine of that name, or None."""
+    """Name the extra that is needed to compile for a machine of that name; None if it is installed."""
     package, extra = _COMPILERS["gpu" if name.startswith("h200") else "tpu"]
     return None if importlib.util.find_spec(package) else extra
 
 
 def devices(name: str) -> list[jax.Device]:
-    """The devices of a TPU slice ("v5e:2x2", "v6e:2x2", "v5p:2x2x1") or of H200 machines ("h200", "h200:1x1x8").
+    """Return the devices of a TPU slice ("v5e:2x2", "v6e:2x2", "v5p:2x2x1") or of H200 machines ("h200", "h200:1x1x8").
 
     Raises InputError if the compiler is not installed.
     """

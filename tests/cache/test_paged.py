@@ -23,11 +23,11 @@ from jaxinfer import (
     Segment,
     Window,
 )
+from jaxinfer.cache.codes import through
 from jaxinfer.cache.paged import blocks_in_use
 from jaxinfer.cache.store import gather
-from jaxinfer.generation import Generation
-from jaxinfer.kernels.contract import through
-from jaxinfer.target import Target
+from jaxinfer.runtime.generation import Generation
+from jaxinfer.runtime.placed import PlacedModel
 
 BLOCK, ROWS, WIDTH, RING = 16, 3, 40, 128
 CFG = ModelConfig(
@@ -145,18 +145,18 @@ def test_rows_that_share_a_block_part_when_one_writes():
 
 
 def started(model, prompts, new, policy, method):
-    """A generation behind its prompts, and how many tokens its calls of prefill read, without padding."""
-    read, real = [], Target.prefill
+    """A generation after its prompts, and how many tokens its calls of prefill read, without padding."""
+    read, real = [], PlacedModel.prefill
 
     def prefill(target, cache, tokens, n, hidden=None):
         read.append(int(np.sum(n)))
         return real(target, cache, tokens, n, hidden)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Target, "prefill", prefill)
+        patch.setattr(PlacedModel, "prefill", prefill)
         count = len(prompts)
-        generation = Generation(
-            model.target,
+        generation = Generation.begin(
+            model.placed,
             prompts,
             [new] * count,
             method,
@@ -210,7 +210,7 @@ def test_a_pool_of_just_enough_blocks(tiny_gemma, ragged, method):
     """What `check_room` asks for is what it takes in the worst case, and one block less is refused at once."""
     prompts, new = ragged((40, 3)), 45
     result = tiny_gemma.generate(prompts, max_new_tokens=new, method=method, policy=Window())
-    copies = getattr(method, "rows_per_prompt", 1)
+    copies = method.rows_per_prompt
     need = {1: 6 + 3, 3: (2 + 3 * 4) + 3 * 3}[copies]  # 84 and 47 tokens; 2 blocks of the first prompt are whole
     found = tiny_gemma.generate(prompts, max_new_tokens=new, method=method, policy=Paged(block=16, pool=need))
     assert found.tokens == result.tokens

@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxinfer import POLICIES, Dense, LayerKind, Lookup, Model, ModelConfig, Paged, Quantized, Rope, Segment, Window
+from jaxinfer.cache.codes import through
 from jaxinfer.cache.store import BLOCK, causal, extent
-from jaxinfer.decoding.sampling import Sampling
-from jaxinfer.engine import decode, forward, logits_of, positions_of
-from jaxinfer.generation import Generation
-from jaxinfer.kernels.contract import through
+from jaxinfer.decoding.loop import decode
+from jaxinfer.decoding.sampling.settings import Sampling
+from jaxinfer.network.transformer import forward, logits_of
+from jaxinfer.runtime.generation import Generation
+from jaxinfer.runtime.prefill import positions_of
 
 EXACT = [Dense(), Window(), Paged(block=16)]
 CFG = ModelConfig(
@@ -33,6 +35,7 @@ CFG = ModelConfig(
 """The local layers' ring has exactly as many slots as their window: one slot too few would show."""
 
 
+@pytest.mark.quick
 def test_every_policy_of_the_registry_is_tested_here():
     """One that is not exact needs a file of its own."""
     assert {type(policy) for policy in EXACT} == set(POLICIES.values()) - {Quantized}
@@ -44,8 +47,10 @@ def test_without_a_layer_that_has_one_a_window_is_the_same_program(request, ragg
 
     def lowered(policy):
         prompts, limits = ragged((5, 200)), [8, 150]  # more than a ring holds
-        running = Generation(model.target, prompts, limits, Lookup(4), policy, Sampling(), [0, 0], (), logprobs=False)
-        args = (running.target.params, running.extras, running.state, np.int32(12))
+        running = Generation.begin(
+            model.placed, prompts, limits, Lookup(4), policy, Sampling(), [0, 0], (), logprobs=False
+        )
+        args = (running.placed.params, running.extras, running.state, np.int32(12))
         return jax.jit(partial(decode, model.network, Lookup(4))).lower(*args).as_text()
 
     assert (lowered(Dense()) == lowered(Window())) == same
@@ -92,6 +97,7 @@ class Mirror:
         assert self.cache.length.tolist() == [len(tokens) for tokens in self.rows["global"]]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("policy", EXACT, ids=str)
 def test_an_empty_cache(policy):
     mirror = Mirror(policy, batch=3, capacity=300)
@@ -110,6 +116,7 @@ def test_a_ring_is_no_larger_than_the_capacity_asks_for():
     assert Window().init(cfg, 1, 5000, jnp.float32).stores["local"].pos.shape == (1, 1024)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("policy", EXACT, ids=str)
 def test_commits_by_hand(policy):
     mirror = Mirror(policy, batch=4, capacity=512)
@@ -143,6 +150,7 @@ def test_any_series_of_commits(policy, data):
         mirror.check()
 
 
+@pytest.mark.quick
 def test_what_a_query_sees():
     places = np.arange(-1, 9)
     for window, expected in ((None, [0, 1, 2, 3, 4, 5]), (1, [5]), (3, [3, 4, 5]), (6, [0, 1, 2, 3, 4, 5])):

@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import pytest
+from gguf_files import GPT2_TOKENIZER, write_gguf
+
+from jaxinfer.checkpoint import convert
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
 SIZES |= {"head_dim": 32, "vocab_size": 80, "max_position_embeddings": 256}
@@ -70,3 +73,17 @@ def gemma3_folder(gemma3_torch, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hf") / "tiny-gemma3"
     gemma3_torch.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """A small GGUF file with a tokenizer."""
+    tokenizer = GPT2_TOKENIZER | {"add_bos_token": True}
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", tokenizer=tokenizer)
+
+
+@pytest.fixture
+def saved(source, tmp_path) -> Path:
+    """The same as an Orbax folder of its own, to be damaged."""
+    convert(source, tmp_path / "saved")
+    return tmp_path / "saved"

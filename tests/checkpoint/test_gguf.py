@@ -7,9 +7,9 @@ import pytest
 from gguf_files import LLAMA_METADATA, llama_tensors, write_gguf
 from safetensors.numpy import save_file
 
-from jaxinfer.checkpoint import load_checkpoint
 from jaxinfer.checkpoint.assemble import flatten
 from jaxinfer.checkpoint.gguf_header import read_header
+from jaxinfer.checkpoint.loading import load_checkpoint
 from jaxinfer.config import RopeScaling
 from jaxinfer.errors import InputError
 
@@ -199,10 +199,23 @@ def test_not_gguf(file, content, message):
         ({"expert_count": 8}, r"field 'llama.expert_used_count' is missing, and this model family needs it"),
         ({"rope.scaling.type": "su"}, r"rope.scaling.type='su' is not supported; supported: none, linear, yarn"),
         ({"rope.scaling.type": "yarn"}, r"field 'llama.rope.scaling.factor' is missing"),
+        ({"block_count": 3}, r"tiny.gguf: field 'llama.block_count' is 3, and there are tensors of 2 layers"),
         (
-            {"block_count": 3},
-            r"tensor 'blk.2.attn_norm.weight' of shape \(256,\) \(and 8 more\) is missing from this \w+ model",
+            {"block_count": 1_000_000},
+            r"tiny.gguf: field 'llama.block_count' is 1000000, and there are tensors of 2 layers",
         ),
+        (
+            {"block_count": 2**31},
+            r"tiny.gguf: field 'llama.block_count' is 2147483648, and there are tensors of 2 layers",
+        ),
+        ({"rope.dimension_count": 0}, r"llama.rope.dimension_count' must be above zero"),
+        ({"rope.dimension_count": 63}, r"llama.rope.dimension_count=63 must be 64"),
+        ({"rope.dimension_count": 32}, r"llama.rope.dimension_count=32 must be 64"),
+        ({"rope.freq_base": 0.0}, r"llama.rope.freq_base' must be above zero"),
+        ({"rope.freq_base": float("nan")}, r"llama.rope.freq_base' must be"),
+        ({"rope.freq_base": float("inf")}, r"llama.rope.freq_base' must be"),
+        ({"rope.scaling.factor": -2.0}, r"llama.rope.scaling.factor' must be above zero"),
+        ({"attention.layer_norm_rms_epsilon": float("nan")}, r"layer_norm_rms_epsilon' must be"),
         ({"block_count": 1}, r"tensor 'blk.1.attn_norm.weight' \(and 8 more\) has no place in this llama model"),
         ({"feed_forward_length": 500}, r"'blk.0.ffn_gate.weight' has shape \(512, 256\), expected \(500, 256\)"),
     ],
@@ -220,8 +233,8 @@ def test_an_unknown_architecture(file):
 
 
 def test_a_tensor_too_many(file):
-    tensors = llama_tensors() | {"blk.0.attn_q.bias": np.zeros(256, np.float32)}
-    with pytest.raises(InputError, match=r"tiny.gguf: tensor 'blk.0.attn_q.bias' has no place in this llama model"):
+    tensors = llama_tensors() | {"blk.0.attn_norm.bias": np.zeros(256, np.float32)}
+    with pytest.raises(InputError, match=r"tiny.gguf: tensor 'blk.0.attn_norm.bias' has no place in this llama model"):
         load_checkpoint(write_gguf(file, tensors=tensors))
 
 

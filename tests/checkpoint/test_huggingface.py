@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxinfer.checkpoint import load_checkpoint
 from jaxinfer.checkpoint.assemble import flatten
+from jaxinfer.checkpoint.loading import load_checkpoint
 from jaxinfer.config import RopeScaling
 from jaxinfer.errors import InputError
-from jaxinfer.model import abstract_params
+from jaxinfer.network.transformer import abstract_params
 
 
 def expected_leaves(model, offset: float) -> dict[tuple[str, int], np.ndarray]:

@@ -7,8 +7,8 @@ import pytest
 from gguf_convert import write_file
 from safetensors.numpy import load_file, save_file
 
-from jaxinfer.checkpoint import load_checkpoint
 from jaxinfer.checkpoint.assemble import flatten
+from jaxinfer.checkpoint.loading import load_checkpoint
 from jaxinfer.errors import InputError
 
 torch = pytest.importorskip("torch")

@@ -2,41 +2,23 @@
 
 import json
 import os
-import shutil
 
+import chex
 import jax
 import numpy as np
 import pytest
-from gguf_files import GPT2_TOKENIZER, write_gguf
 
-from jaxinfer.checkpoint import convert, load_checkpoint, save_checkpoint
+from jaxinfer.checkpoint import convert, save_checkpoint
 from jaxinfer.checkpoint.assemble import flatten
 from jaxinfer.checkpoint.config_json import config_from_json, config_to_json
+from jaxinfer.checkpoint.loading import load_checkpoint
 from jaxinfer.config import LayerKind, ModelConfig, Rope, RopeScaling, Segment
 from jaxinfer.errors import InputError
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    tokenizer = GPT2_TOKENIZER | {"add_bos_token": True}
-    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", tokenizer=tokenizer)
-
-
-@pytest.fixture
-def saved(source, tmp_path):
-    convert(source, tmp_path / "saved")
-    return tmp_path / "saved"
-
-
-def equal(left, right):
-    left, right = flatten(left), flatten(right)
-    assert left.keys() == right.keys()
-    return all(left[path].dtype == right[path].dtype and np.array_equal(left[path], right[path]) for path in left)
-
-
 def test_there_and_back(source, saved):
     before, after = load_checkpoint(source), load_checkpoint(saved)
-    assert equal(before.params, after.params)
+    chex.assert_trees_all_equal(before.params, after.params, strict=True)
     assert all(isinstance(leaf, jax.Array) for leaf in flatten(after.params).values())
     assert after.config == before.config
     assert after.name == "tiny"
@@ -51,14 +33,16 @@ def test_gemma3_without_a_tokenizer(gemma3_folder, tmp_path):
     before = load_checkpoint(gemma3_folder)
     save_checkpoint(before, str(tmp_path / "gemma"))
     after = load_checkpoint(tmp_path / "gemma")
-    assert equal(before.params, after.params)
+    chex.assert_trees_all_equal(before.params, after.params, strict=True)
     assert after.config == before.config
     assert after.tokenizer is None
 
 
 def test_dtypes(source, tmp_path):
     convert(source, tmp_path / "half", "bfloat16")
-    assert equal(load_checkpoint(tmp_path / "half", "bfloat16").params, load_checkpoint(source, "bfloat16").params)
+    chex.assert_trees_all_equal(
+        load_checkpoint(tmp_path / "half", "bfloat16").params, load_checkpoint(source, "bfloat16").params, strict=True
+    )
     leaves = flatten(load_checkpoint(tmp_path / "half", "float32").params)
     assert {str(leaf.dtype) for leaf in leaves.values()} == {"float32"}
 
@@ -100,42 +84,3 @@ def test_a_failure_leaves_nothing(source, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"model: cannot be written: No space left on device"):
         save_checkpoint(checkpoint, tmp_path / "model")
     assert os.listdir(tmp_path) == []
-
-
-def edit(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def test_a_manifest_that_does_not_fit(saved):
-    manifest = saved / "jaxinfer.json"
-    config = json.loads(manifest.read_text())["config"]
-    for changes, message in [
-        ({"format": 99}, r"jaxinfer.json: format 99 is not supported; supported: 1"),
-        ({"config": config | {"colour": 1}}, r"jaxinfer.json: the configuration does not fit: .*'colour'"),
-        ({"config": {"family": "llama"}}, r"jaxinfer.json: the configuration does not fit: .*vocab_size"),
-        ({"config": config | {"d_ff": "wide"}}, r"jaxinfer.json: the configuration does not fit: 'wide' where int"),
-        ({"config": "llama"}, r"jaxinfer.json: the configuration does not fit"),
-        (
-            {"config": config | {"d_ff": 500}},
-            r"'segment_0/layer_0/mlp/down/kernel' has shape .*, expected \(2, 256, 500\)",
-        ),
-        ({"config": config | {"tie_embeddings": False}}, r"parameter 'head/kernel' of shape \(64, 256\) is missing"),
-        ({"config": config | {"tie_embeddings": True}}, None),
-    ]:
-        before = manifest.read_text()
-        edit(manifest, **changes)
-        if message is None:
-            load_checkpoint(saved)
-        else:
-            with pytest.raises(InputError, match=message):
-                load_checkpoint(saved)
-        manifest.write_text(before)
-
-
-def test_a_damaged_folder(saved):
-    (saved / "tokenizer.json").write_text("{}")
-    with pytest.raises(InputError, match=r"tokenizer.json: is not a valid tokenizer"):
-        load_checkpoint(saved)
-    shutil.rmtree(saved / "params")
-    with pytest.raises(InputError, match=r"params: is not an Orbax checkpoint, or is damaged"):
-        load_checkpoint(saved)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from jaxinfer.caching import cache_dir
-from jaxinfer.checkpoint import load_checkpoint
+from jaxinfer.checkpoint.loading import load_checkpoint
 from jaxinfer.errors import InputError
+from jaxinfer.host.files import cache_dir
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,9 @@ def test_a_hub_id_is_a_folder_once_downloaded(monkeypatch, llama_folder):
     assert load_checkpoint("somebody/small-model").name == "small-model"
     assert asked["repo"] == "somebody/small-model"
     assert {"config.json", "model*.safetensors", "tokenizer.json"} <= set(asked["patterns"])
+    assert {"tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja"} <= set(
+        asked["patterns"]
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "flot32", "int8", 7])

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 import transformers
 
-from jaxinfer.checkpoint import Checkpoint, save_folder
+from jaxinfer.checkpoint import save_folder
+from jaxinfer.checkpoint.checkpoint import Checkpoint
 
 
 def in_torch(model, folder):
@@ -19,7 +20,7 @@ def in_torch(model, folder):
 
 def stopping(model, *stops):
     """The model with these stop tokens."""
-    return dataclasses.replace(model, tokenizer=SimpleNamespace(stop_ids=stops, decode=str))
+    return dataclasses.replace(model, tokenizer=SimpleNamespace(stop_ids=stops, decode=str, strips_first_space=False))
 
 
 def log_softmax(x):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer import Sampling
-from jaxinfer.decoding.sampling import SamplingState
+from jaxinfer.decoding.sampling.settings import SamplingState
 
 VOCAB = 12
 

@@ -1,28 +1,25 @@
 """The switch around a method: off where guesses do not pay, on again where they do, and the same text throughout."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxinfer import Adaptive, Contrastive, InputError, Jacobi, Lookahead, Lookup, Recycling, Speculative
-from jaxinfer.decoding import Draft, Verdict
-from jaxinfer.decoding.verify import accept
+from jaxinfer.decoding.contract import DecodeMethod, Draft, Verdict
+from jaxinfer.decoding.sampling.acceptance import accept
 
 LENGTHS = (3, 9, 20)
 NEW = 90
 
 
 @dataclass(frozen=True)
-class Wrong:
+class Wrong(DecodeMethod):
     """Guesses what is never said, in rows whose prompt is shorter than `longest`; in others nothing."""
 
     longest: int
     width: int = 4
-    samples: ClassVar[bool] = False
-    needs: ClassVar[tuple[str, ...]] = ()
 
     def init(self, ctx, state):
         return state.n  # the length of the prompt

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer import Adaptive, Beam, Dense, Greedy, InputError, Model, Sampling, Window, programs
+from jaxinfer import Adaptive, Beam, Dense, Greedy, InputError, Model, Sampling, Window
 from jaxinfer.cache.store import BLOCK, States, gather, reorder
+from jaxinfer.runtime import compiled
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -69,9 +70,9 @@ def test_the_texts_and_scores_of_transformers(tiny_gemma, twin, ragged, method, 
     for stops, seed in ((STOPS, 0), ((), 1)):
         prompts = ragged(LENGTHS, seed=seed)
         model = searches.stopping(tiny_gemma, *stops)
-        before = programs.TRACES["decode"]
+        before = compiled.TRACES["decode"]
         result = model.generate(prompts, max_new_tokens=LIMITS, method=method, policy=policy)
-        assert programs.TRACES["decode"] - before <= (seed == 0)
+        assert compiled.TRACES["decode"] - before <= (seed == 0)
         for prompt, limit, found in zip(prompts, LIMITS, result.beams, strict=True):
             assert_same(found, transformers_beams(twin, prompt, limit, method, stops))
             lengths |= {len(text) for text, _ in found}

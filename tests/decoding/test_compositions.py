@@ -23,9 +23,9 @@ from jaxinfer import (
     Suffix,
     Window,
 )
-from jaxinfer.decoding import Draft, Verdict
-from jaxinfer.decoding.fallback import choose
-from jaxinfer.decoding.verify import accept
+from jaxinfer.decoding.contract import DecodeMethod, Draft, Verdict
+from jaxinfer.decoding.methods.fallback import choose
+from jaxinfer.decoding.sampling.acceptance import accept
 from jaxinfer.experiment import registry
 from jaxinfer.experiment.merge import Origin
 
@@ -34,16 +34,12 @@ NEW = 60
 
 
 @dataclass(frozen=True)
-class Oracle:
+class Oracle(DecodeMethod):
     """Knows the text, and says seven tokens of it in every other stretch of ten."""
 
     texts: tuple[tuple[int, ...], ...]
     width: int = 8
     samples: ClassVar[bool] = True
-    needs: ClassVar[tuple[str, ...]] = ()
-
-    def init(self, ctx, state):
-        return None
 
     def propose(self, ctx, state):
         places = jnp.minimum(state.n[:, None] - 1 + jnp.arange(8), len(self.texts[0]) - 1)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from jaxinfer import Contrastive, Greedy, InputError, LayerKind, Model, Sampling, Segment, programs
+from jaxinfer import Contrastive, Greedy, InputError, LayerKind, Model, Sampling, Segment
 from jaxinfer.config import LinearAttention
+from jaxinfer.runtime import compiled
 
 searches = pytest.importorskip("searches")  # needs torch and transformers
 
@@ -16,9 +17,9 @@ def test_the_texts_of_the_definition(tiny_gemma, ragged, tmp_path):
     twin, lengths = searches.in_torch(tiny_gemma, tmp_path / "model"), set()
     for stops, seed in (((), 0), ((47, 37, 12, 3, 56), 1)):
         prompts, model = ragged(LENGTHS, seed=seed), searches.stopping(tiny_gemma, *stops)
-        before = programs.TRACES["decode"]
+        before = compiled.TRACES["decode"]
         result = model.generate(prompts, max_new_tokens=LIMITS, method=Contrastive(k, alpha))
-        assert programs.TRACES["decode"] - before <= (seed == 0)
+        assert compiled.TRACES["decode"] - before <= (seed == 0)
         for prompt, limit, found in zip(prompts, LIMITS, result.tokens, strict=True):
             assert found == searches.contrastive(twin, prompt, limit, stops, k, alpha)
             lengths.add(len(found))

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer import Dense, Dola, Greedy, InputError, Sampling, programs
-from jaxinfer.decoding.dola import candidates
-from jaxinfer.engine import forward
-from jaxinfer.transform import keep_layers
+from jaxinfer import Dense, Dola, Greedy, InputError, Sampling
+from jaxinfer.compress import keep_layers
+from jaxinfer.decoding.methods.dola import candidates
+from jaxinfer.network.transformer import forward
+from jaxinfer.runtime import compiled
 
 searches = pytest.importorskip("searches")  # needs torch and transformers
 
@@ -24,9 +25,9 @@ def test_the_texts_of_the_definition(tiny_gemma, ragged, tmp_path):
     for stops, seed, penalty in (((), 0, 1.0), ((47, 37, 12, 3, 56), 1, 1.2)):
         prompts, sampling = ragged(LENGTHS, seed=seed), Sampling(temperature=0.0, repetition_penalty=penalty)
         stopping = searches.stopping(tiny_gemma, *stops)
-        before = programs.TRACES["decode"]
+        before = compiled.TRACES["decode"]
         result = stopping.generate(prompts, max_new_tokens=LIMITS, method=method, sampling=sampling)
-        assert programs.TRACES["decode"] - before <= (seed == 0)
+        assert compiled.TRACES["decode"] - before <= (seed == 0)
         for prompt, limit, found in zip(prompts, LIMITS, result.tokens, strict=True):
             expected, chosen = searches.dola(twin, prompt, limit, stops, method.layers, method.alpha, penalty)
             assert found == expected
@@ -87,7 +88,11 @@ def test_bad_input_is_one_line(tiny_llama):
     ):
         with pytest.raises(InputError, match=named):
             Dola(**options)
-    for layers, named in (((0, 3), "names layer 3.*from 0 .*to 2"), ((-1,), "names layer -1"), ((0.5,), "layer 0.5")):
+    for layers, named in (
+        ((0, 3), "names layer 3.*from 0 .*to 2"),
+        ((-1,), "names layer -1"),
+        ((0.5,), "must be .* a whole number"),
+    ):
         with pytest.raises(InputError, match=named) as error:
             tiny_llama.generate([[1]], method=Dola(layers))
         assert "\n" not in str(error.value)

@@ -6,7 +6,7 @@ import pytest
 from jaxinfer import EarlyExit, InputError, LayerKind, Model, Segment, Window
 from jaxinfer.analysis.exits import calibrate, passes, train_classifier
 from jaxinfer.config import SSM
-from jaxinfer.depth import states
+from jaxinfer.network.layerwise import states
 
 DEPTH, NEW = 6, 14
 
@@ -147,7 +147,7 @@ def test_a_real_model(smollm2):
     prompt = smollm2.encode("Monday Tuesday Wednesday Thursday Friday Saturday Sunday Monday Tuesday")
     result = smollm2.generate([prompt], max_new_tokens=24, method=EarlyExit(0.9, exits=(27,)))
     assert 27 * 24 < result.stats.figures["layers"][0] < 30 * 24
-    _, said = states(smollm2.network, smollm2.target.params, np.array([prompt]))
+    _, said = states(smollm2.network, smollm2.placed.params, np.array([prompt]))
     assert result.tokens[0][0] in (said[26, 0, -1], said[29, 0, -1])
 
 
@@ -190,10 +190,12 @@ def test_the_bound_holds_as_often_as_it_says():
 
 
 def test_what_it_refuses(model, tiny_llama):
-    for threshold in (-0.1, 1.1, float("nan")):
+    with pytest.raises(InputError, match="threshold=nan must be a finite number"):
+        EarlyExit(float("nan"))
+    for threshold in (-0.1, 1.1):
         with pytest.raises(InputError, match=f"threshold={threshold} must be between 0 and 1"):
             EarlyExit(threshold)
-    with pytest.raises(InputError, match="measure='size' must be softmax, saturation or classifier"):
+    with pytest.raises(InputError, match="measure='size' must be 'softmax', 'saturation' or 'classifier'"):
         EarlyExit(measure="size")
     with pytest.raises(InputError, match="exits: 6 must be between 1 and 5, for random has 6 layers"):
         model.generate([[1]], method=EarlyExit(exits=(2, 6)))

@@ -20,15 +20,15 @@ from jaxinfer import (
     Sampling,
     Segment,
     Window,
-    scoring,
 )
-from jaxinfer.decoding.method import Context
-from jaxinfer.decoding.trees import from_paths
-from jaxinfer.decoding.verify import accept_likely
-from jaxinfer.generation import Generation
-from jaxinfer.heads import eagle
-from jaxinfer.heads.heads import Heads, HeadsConfig, embed, unembedding
+from jaxinfer.decoding.contract import Context
+from jaxinfer.decoding.drafts.trees import from_paths
+from jaxinfer.decoding.sampling.acceptance import accept_likely
 from jaxinfer.heads.store import init_params
+from jaxinfer.network import eagle
+from jaxinfer.network.heads import Heads, HeadsConfig, embed, unembedding
+from jaxinfer.runtime import scoring
+from jaxinfer.runtime.generation import Generation
 
 TREE = ((0, 0, 1), (0, 1), (1, 0), (2,))
 LENGTHS = (1, 2, 5, 30, 64)
@@ -155,10 +155,10 @@ def drafting(model, method, prompts, steps):
     """A generation some steps on, and the draft that it makes next."""
     sampling = Sampling(temperature=0.0)
     limits, seeds = [60] * len(prompts), [0] * len(prompts)
-    generation = Generation(model.target, prompts, limits, method, Dense(), sampling, seeds, (), False)
+    generation = Generation.begin(model.placed, prompts, limits, method, Dense(), sampling, seeds, (), False)
     generation.advance(steps)
     texts = [prompt + new for prompt, new in zip(prompts, generation.rows(), strict=True)]
-    context = Context(model.target.params, generation.extras, model.network)
+    context = Context(model.placed.params, generation.extras, model.network)
     return texts, jax.jit(lambda state: method.propose(context, state))(generation.state)
 
 
@@ -193,7 +193,7 @@ def test_eagle_drafts_what_an_uncached_layer_drafts(tiny_llama, ragged, steps):
         return np.asarray(forward(*padded))[n - 1]
 
     for row, text in enumerate(texts):
-        hidden = np.asarray(scoring.features(tiny_llama.target, Dense(), np.array([text[:-1]])))[0]
+        hidden = np.asarray(scoring.features(tiny_llama.placed, Dense(), np.array([text[:-1]])))[0]
         chains = {0: (hidden, text)}  # by column: states, and tokens up to the column's
         for column in range(1, len(parent)):
             states, tokens = chains[parent[column]]
@@ -211,7 +211,7 @@ def test_heads_draft_what_a_loop_over_the_tree_drafts(tiny_llama, ragged, kind):
     parent, rank = from_paths(TREE)
     table, rows = np.asarray(tiny_llama.params["embed"]["embedding"]), np.asarray(tiny_llama.params["head"]["kernel"])
     for row, text in enumerate(texts):
-        hidden = np.asarray(scoring.features(tiny_llama.target, Dense(), np.array([text[:-1]])))[0, -1]
+        hidden = np.asarray(scoring.features(tiny_llama.placed, Dense(), np.array([text[:-1]])))[0, -1]
         for column in range(1, len(parent)):
             way, at = [], parent[column]
             while at >= 0:

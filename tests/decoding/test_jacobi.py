@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from jaxinfer import Dense, InputError, Jacobi, Sampling
-from jaxinfer.generation import Generation
+from jaxinfer.runtime.generation import Generation
+
+pytestmark = pytest.mark.quick
 
 
 @pytest.mark.parametrize("blocks", [False, True])
@@ -12,7 +14,7 @@ def test_against_the_iteration_in_python(tiny_llama, ragged, blocks):
     width, prompts = 5, ragged((2, 7))
     method = Jacobi(width, blocks)
     sampling = Sampling(temperature=0.0)
-    generation = Generation(tiny_llama.target, prompts, [50] * 2, method, Dense(), sampling, [0] * 2, (), False)
+    generation = Generation.begin(tiny_llama.placed, prompts, [50] * 2, method, Dense(), sampling, [0] * 2, (), False)
     texts = [list(prompt) for prompt in prompts]
     guesses = [[prompt[-1]] * (width - 1) for prompt in prompts]
     left, several, cut = [width - 1] * 2, 0, 0

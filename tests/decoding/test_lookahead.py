@@ -6,9 +6,9 @@ import pytest
 
 from jaxinfer import Dense, InputError, LayerKind, Lookahead, Model, ModelConfig, Sampling, Segment
 from jaxinfer.config import SSM
-from jaxinfer.decoding import trees
-from jaxinfer.decoding.lookahead import _parents, recall, remember, seed_pool, slide
-from jaxinfer.generation import Generation
+from jaxinfer.decoding.drafts import trees
+from jaxinfer.decoding.methods.lookahead import _parents, recall, remember, seed_pool, slide
+from jaxinfer.runtime.generation import Generation
 
 COLD = Sampling(temperature=0.0)
 
@@ -118,7 +118,7 @@ def slow_step(model, method, text, window, pool):
 def test_a_generation_against_one_in_python(tiny_llama, ragged, from_text):
     method = Lookahead(window=3, ngram=3, guesses=2, buckets=16, from_text=from_text)
     prompts = ragged((1, 6))
-    generation = Generation(tiny_llama.target, prompts, [40] * 2, method, Dense(), COLD, [0, 1], (), False)
+    generation = Generation.begin(tiny_llama.placed, prompts, [40] * 2, method, Dense(), COLD, [0, 1], (), False)
     aux = jax.tree.map(np.asarray, generation.state.aux)
     texts, windows = [list(p) for p in prompts], aux.window.tolist()
     pools = [as_lists(pool) for pool in aux.pool]

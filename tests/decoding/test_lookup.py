@@ -8,7 +8,7 @@ from scipy.stats import chi2
 from small_methods import Watched
 
 from jaxinfer import InputError, LayerKind, Lookup, Model, ModelConfig, Sample, Sampling, Segment
-from jaxinfer.decoding.lookup import continue_match
+from jaxinfer.decoding.methods.lookup import continue_match
 
 match = jax.jit(continue_match, static_argnums=(2, 3, 4))
 

@@ -12,9 +12,9 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 import jaxinfer
 from jaxinfer import MTP, Adaptive, Dense, InputError, LayerKind, Lookup, Model, ModelConfig, Sampling, Segment, Window
-from jaxinfer.decoding.method import Context
-from jaxinfer.generation import Generation
+from jaxinfer.decoding.contract import Context
 from jaxinfer.heads import mtp
+from jaxinfer.runtime.generation import Generation
 
 LAYERS, MODULES, V = 3, 2, 32
 SIZES = dict(
@@ -98,8 +98,8 @@ def test_the_modules_of_a_checkpoint_draft_what_a_slow_loop_in_torch_drafts(deep
     cold, zeros = Sampling(temperature=0.0), [0] * len(prompts)
     method.check(model, Dense())
     limits = [60] * len(prompts)
-    generation = Generation(model.target, prompts, limits, method, Dense(), cold, zeros, (), logprobs=False)
-    context = Context(model.target.params, generation.extras, model.network)
+    generation = Generation.begin(model.placed, prompts, limits, method, Dense(), cold, zeros, (), logprobs=False)
+    context = Context(model.placed.params, generation.extras, model.network)
     propose = jax.jit(lambda state: method.propose(context, state))
     for _ in range(3):
         draft = propose(generation.state)

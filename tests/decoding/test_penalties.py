@@ -9,8 +9,8 @@ import pytest
 from slow import VOCAB, state_of
 
 from jaxinfer import InputError, Sampling
-from jaxinfer.decoding.penalties import penalize
-from jaxinfer.decoding.sampling import SamplingState, observe
+from jaxinfer.decoding.sampling.penalties import penalize
+from jaxinfer.decoding.sampling.settings import SamplingState, observe
 
 count = jax.jit(observe)
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from jaxinfer import Dense, InputError, Recycling, Sampling
-from jaxinfer.decoding import trees
-from jaxinfer.decoding.recycling import RATES, recycle, walk
-from jaxinfer.generation import Generation
+from jaxinfer.decoding.drafts import trees
+from jaxinfer.decoding.methods.recycling import RATES, recycle, walk
+from jaxinfer.runtime.generation import Generation
+
+pytestmark = pytest.mark.quick
 
 
 def test_the_matrix_keeps_the_newest_scores_of_every_token():
@@ -62,7 +64,7 @@ def test_the_prompt_seeds_the_matrix_and_each_step_changes_its_own_row(tiny_llam
     prompts = [*ragged((1, 30)), [3, 3, 5, 3, 7]]
     method = Recycling(width=6, successors=3)
     sampling = Sampling(temperature=0.0)
-    generation = Generation(tiny_llama.target, prompts, [9] * 3, method, Dense(), sampling, [0] * 3, (), False)
+    generation = Generation.begin(tiny_llama.placed, prompts, [9] * 3, method, Dense(), sampling, [0] * 3, (), False)
     matrix = np.asarray(generation.state.aux)
     for row, prompt in enumerate(prompts):
         slow = np.full((97, 3), -1)

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from jaxinfer import LLMA, Datastore, InputError, Retrieval, references
-from jaxinfer.decoding.llma import copy
-from jaxinfer.decoding.lookup import ending
-from jaxinfer.decoding.retrieval import longest_match, retrieve, suffix_array
+from jaxinfer.decoding.methods.llma import copy
+from jaxinfer.decoding.methods.lookup import ending
+from jaxinfer.decoding.methods.retrieval import longest_match, retrieve, suffix_array
+
+pytestmark = pytest.mark.quick
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 8])

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from slow import slow_mirostat
 
-from jaxinfer import Dense, Greedy, Lookup, Sample, Sampling, programs
-from jaxinfer.generation import Generation
+from jaxinfer import Dense, Greedy, Lookup, Sample, Sampling
+from jaxinfer.runtime import compiled
+from jaxinfer.runtime.generation import Generation
 
 HOT = Sampling(temperature=1.2)
 
@@ -116,10 +117,10 @@ def test_bans_and_biases_are_lossless_and_never_retrace(tiny_llama, ragged):
         for given in (settings, {}, {"top_n_sigma": 1.0, "bad_words": [[1]] * 8}, settings):
             sampling = Sampling(temperature=0.0, **given)
             found = tiny_llama.generate(prompts, method=method, sampling=sampling, **options)
-            before = before or programs.TRACES["decode"]
+            before = before or compiled.TRACES["decode"]
             if given is settings:
                 assert found.tokens == expected
-        assert programs.TRACES["decode"] == before  # whatever is set
+        assert compiled.TRACES["decode"] == before  # whatever is set
         assert (sum(found.stats.accepted) > 3) == isinstance(method, Lookup)  # else it shows nothing
 
 
@@ -127,7 +128,9 @@ def test_mirostat_keeps_to_its_bound_token_by_token(tiny_llama, ragged):
     """Every token is one that the bound left by those before it allows; at the end it is where a slow loop has it."""
     prompts, tau, eta, temperature = ragged([5, 1, 12]), [1.0, 3.0, 2.0], 0.4, [2.0, 1.0, 3.0]
     sampling = Sampling(temperature=temperature, mirostat_tau=tau, mirostat_eta=eta, repetition_penalty=1.1)
-    generation = Generation(tiny_llama.target, prompts, [60, 60, 10], Sample(), Dense(), sampling, [1, 2, 3], (), False)
+    generation = Generation.begin(
+        tiny_llama.placed, prompts, [60, 60, 10], Sample(), Dense(), sampling, [1, 2, 3], (), False
+    )
     generation.run(steps_per_call=7)
     texts = np.zeros((3, 80), np.int32)
     for row, new in enumerate(generation.rows()):

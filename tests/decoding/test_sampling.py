@@ -1,12 +1,15 @@
 """Settings, and the distribution that they make of logits, against slow references in float64."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from slow import VOCAB, slow_mirostat, slow_top_k, slow_top_p, softmax, state_of
 
 from jaxinfer import InputError, Lookup, Sampling
-from jaxinfer.decoding.sampling import RANGES, SamplingState, distribution, observe
+from jaxinfer.decoding.sampling.settings import RANGES, SamplingState, distribution, observe
+
+pytestmark = pytest.mark.quick
 
 distribute, count = jax.jit(distribution), jax.jit(observe)
 
@@ -156,3 +159,60 @@ def test_mirostat_as_a_slow_loop():
 def test_mirostat_asks_for_a_method_of_one_token_a_step(tiny_llama):
     with pytest.raises(InputError, match=r"mirostat_tau=\(0.0, 3.0\) needs a method that scores one token a step"):
         tiny_llama.generate([[1], [2]], method=Lookup(width=4), sampling=Sampling(mirostat_tau=[0.0, 3.0]))
+
+
+WRONG = (float("nan"), float("inf"), -float("inf"), "1", b"1", None, True, np.True_, 1j, [[1.0]], {"a": 1}, 10**400)
+
+
+@pytest.mark.parametrize("field", RANGES)
+def test_values_of_other_types_name_their_field(field):
+    for value in (*WRONG, *([1.0, x] for x in WRONG), (1.0, "x"), np.array([True]), np.array(["1"]), np.ones((1, 1))):
+        with pytest.raises(InputError, match=f"^{field}=") as error:
+            Sampling(**{field: value})
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 300
+
+
+def test_numbers_of_numpy_and_jax_are_numbers():
+    arrays = {"temperature": np.array([0.5, 1.0]), "top_k": jnp.array([3, 4])}
+    given = Sampling(**arrays, top_p=np.float32(0.5), min_p=jnp.float32(0))
+    state = SamplingState.of(given, [[1], [2]], VOCAB)
+    np.testing.assert_array_equal(state.temperature, np.array([0.5, 1.0], np.float32))
+    np.testing.assert_array_equal(state.top_k, [3, 4])
+    np.testing.assert_array_equal(state.top_p, [0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("logit_bias", x) for x in (3, None, "x", {1: "2"}, {1: True}, {1: None}, {1.5: 1}, {"1": 1.0}, {-1: 1.0})),
+        *(("logit_bias", x) for x in ({1: float("nan")}, {1: float("inf")}, {1: 10**400}, [(1,)], [1, 2], {True: 1.0})),
+        *(("bad_words", x) for x in (3, None, "x", [3], [[]], [["x"]], [[1.5]], [[-1]], [None], [[True]])),
+    ],
+)
+def test_lists_of_other_things_name_their_field(field, value):
+    with pytest.raises(InputError, match=field) as error:
+        Sampling(**{field: value})
+    assert "\n" not in str(error.value)
+
+
+def test_a_temperature_that_a_device_reads_as_none_is_refused():
+    with pytest.raises(InputError, match="temperature=1e-40"):
+        Sampling(temperature=1e-40)
+
+
+def test_something_has_to_be_left_of_the_vocabulary(tiny_llama):
+    ban = -float("inf")
+    everything = [
+        Sampling(temperature=0.0, logit_bias=dict.fromkeys(range(97), ban)),
+        Sampling(bad_words=[[token] for token in range(97)]),
+        Sampling(logit_bias=dict.fromkeys(range(50), ban), bad_words=[[token] for token in range(50, 97)]),
+    ]
+    for sampling in everything:
+        with pytest.raises(InputError, match="ban every token"):
+            tiny_llama.generate([[1, 2]], max_new_tokens=3, sampling=sampling)
+    one = Sampling(logit_bias=dict.fromkeys(range(96), ban), bad_words=[[96, 96, 96]])
+    assert tiny_llama.generate([[1, 2]], max_new_tokens=2, sampling=one).tokens == [[96, 96]]
+    for field, value in (("logit_bias", {97: 1.0}), ("bad_words", [[97]]), ("bad_words", [[1, 10**30]])):
+        with pytest.raises(InputError, match=f"{field} holds token id"):
+            tiny_llama.generate([[1, 2]], max_new_tokens=3, sampling=Sampling(**{field: value}))

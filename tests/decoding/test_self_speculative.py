@@ -5,7 +5,7 @@ from small_methods import blurred, silenced
 
 from jaxinfer import Dense, InputError, Lookup, Model, SelfSpeculative, Window
 from jaxinfer.config import SSM, LayerKind, Segment
-from jaxinfer.depth import runs
+from jaxinfer.network.layerwise import runs
 
 LENGTHS = (1, 4, 30, 17, 64)
 NEW = 40

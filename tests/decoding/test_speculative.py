@@ -22,9 +22,10 @@ from jaxinfer import (
     Speculative,
 )
 from jaxinfer.config import SSM, LayerKind, Segment
-from jaxinfer.decoding import cascade, lengths, speculative
-from jaxinfer.decoding.sampling import distribution
-from jaxinfer.generation import Generation
+from jaxinfer.decoding.drafts import draft_length
+from jaxinfer.decoding.methods import cascade, speculative
+from jaxinfer.decoding.sampling.settings import distribution
+from jaxinfer.runtime.generation import Generation
 
 LENGTHS = (1, 4, 30, 17, 64)
 NEW = 40
@@ -47,7 +48,7 @@ def test_a_draft_model_does_not_read_its_last_guess(tiny_llama, width, read):
     """What is not read costs nothing if it is wrong, and comes with the next step's text if it is right."""
     twin, sampling = tiny_llama.attach(draft=tiny_llama), Sampling(temperature=0.0)
     method, policy = Speculative(width), Dense()
-    generation = Generation(twin.target, [[5, 6, 7]], [20], method, policy, sampling, [0], (), logprobs=False)
+    generation = Generation.begin(twin.placed, [[5, 6, 7]], [20], method, policy, sampling, [0], (), logprobs=False)
     for step in range(3):
         generation.advance(1)
         assert generation.state.held.length.tolist() == [3 + step * width + read]
@@ -116,9 +117,9 @@ def test_the_draft_length_that_is_fastest_is_found(tiny_llama):
 
 def test_a_width_that_costs_more_than_it_gives_is_left_alone():
     rates = np.array([0.0, 0.5, 0.9, 1.0], np.float32)
-    assert lengths.best_length(rates, 4, 0.1).tolist() == [0, 2, 4, 4]
-    assert lengths.best_length(rates, 4, 0.1, wide_cost=1.4).tolist() == [0, 3, 4, 4]
-    assert lengths.best_length(rates, 4, 0.1, wide_cost=2.0).tolist() == [0, 0, 4, 4]
+    assert draft_length.best_length(rates, 4, 0.1).tolist() == [0, 2, 4, 4]
+    assert draft_length.best_length(rates, 4, 0.1, wide_cost=1.4).tolist() == [0, 3, 4, 4]
+    assert draft_length.best_length(rates, 4, 0.1, wide_cost=2.0).tolist() == [0, 0, 4, 4]
 
 
 def test_no_guess_goes_beyond_the_limit_or_the_context(tiny_llama):

@@ -19,17 +19,17 @@ from jaxinfer import (
     Segment,
     Speculative,
     SpeculativeTree,
-    programs,
 )
+from jaxinfer.compress import keep_layers
 from jaxinfer.config import SSM
-from jaxinfer.decoding import speculative_tree
-from jaxinfer.decoding.growth import expansion
-from jaxinfer.decoding.method import Context
-from jaxinfer.decoding.trees import from_paths
+from jaxinfer.decoding.contract import Context
+from jaxinfer.decoding.drafts.growth import expansion
+from jaxinfer.decoding.drafts.trees import from_paths
+from jaxinfer.decoding.methods import speculative_tree
 from jaxinfer.experiment import registry
 from jaxinfer.experiment.merge import Origin
-from jaxinfer.generation import Generation
-from jaxinfer.transform import keep_layers
+from jaxinfer.runtime import compiled
+from jaxinfer.runtime.generation import Generation
 
 LENGTHS = (1, 4, 30, 17, 64)
 NEW = 40
@@ -45,12 +45,12 @@ def disagreeing(tiny_llama):
 def drafting(model, method, prompts, steps):
     """The texts of a greedy generation some steps on, and the draft that it makes next."""
     limits, seeds = [60] * len(prompts), [0] * len(prompts)
-    generation = Generation(
-        model.target, prompts, limits, method, Dense(), Sampling(temperature=0.0), seeds, (), logprobs=False
+    generation = Generation.begin(
+        model.placed, prompts, limits, method, Dense(), Sampling(temperature=0.0), seeds, (), logprobs=False
     )
     generation.advance(steps)
     texts = [prompt + new for prompt, new in zip(prompts, generation.rows(), strict=True)]
-    context = Context(model.target.params, generation.extras, model.network)
+    context = Context(model.placed.params, generation.extras, model.network)
     return texts, jax.jit(lambda state: method.propose(context, state))(generation.state)
 
 
@@ -127,10 +127,10 @@ def test_a_draft_that_is_the_target_gives_the_whole_depth_at_every_step(tiny_lla
 def test_a_draft_that_knows_nothing_changes_nothing_and_nothing_is_traced_twice(tiny_llama, ragged, greedy):
     stranger = tiny_llama.attach(draft=Model.random(tiny_llama.config, seed=99))
     first = stranger.generate(ragged(LENGTHS), max_new_tokens=NEW, method=DYNAMIC)
-    before = programs.TRACES["decode"]
+    before = compiled.TRACES["decode"]
     limits = [NEW, 3, 20, 1, 7]
     again = stranger.generate(ragged(LENGTHS), max_new_tokens=limits, method=DYNAMIC)
-    assert programs.TRACES["decode"] == before
+    assert compiled.TRACES["decode"] == before
     assert first.tokens == greedy
     assert again.tokens == [row[:limit] for row, limit in zip(greedy, limits, strict=True)]
     assert sum(first.stats.accepted) < 0.1 * sum(first.stats.proposed)

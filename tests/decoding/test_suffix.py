@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from jaxinfer import InputError, Suffix
-from jaxinfer.decoding import trees
-from jaxinfer.decoding.method import DecodeState
+from jaxinfer.decoding.contract import DecodeState
+from jaxinfer.decoding.drafts import trees
+
+pytestmark = pytest.mark.quick
 
 trie = jax.jit(trees.from_continuations, static_argnums=(3, 4))
 

@@ -8,7 +8,9 @@ from small_methods import blurred
 
 from jaxinfer import InputError, Lookup, SpeculativeTree
 from jaxinfer.analysis.acceptance import acceptance_rates, rates_of
-from jaxinfer.decoding.trees import expected_tokens, fastest_paths, from_paths, likeliest, likeliest_paths
+from jaxinfer.decoding.drafts.trees import expected_tokens, fastest_paths, from_paths, likeliest, likeliest_paths
+
+pytestmark = pytest.mark.quick
 
 
 def all_trees(count, ranks, depth):

@@ -1,6 +1,9 @@
 import numpy as np
+import pytest
 
-from jaxinfer.decoding import trees
+from jaxinfer.decoding.drafts import trees
+
+pytestmark = pytest.mark.quick
 
 
 def test_ancestors_and_depths_against_a_walk():

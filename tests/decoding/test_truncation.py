@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow import slow_top_k, slow_top_p, softmax, state_of
 
-from jaxinfer.decoding.sampling import distribution
-from jaxinfer.decoding.truncation import (
+from jaxinfer.decoding.sampling.settings import distribution
+from jaxinfer.decoding.sampling.truncation import (
     entropy,
     eta_cutoff,
     keep_likely,

@@ -13,8 +13,7 @@ import pytest
 from scipy.stats import chi2
 
 from jaxinfer import Sampling
-from jaxinfer.decoding.sampling import SamplingState, distribution
-from jaxinfer.decoding.verify import (
+from jaxinfer.decoding.sampling.acceptance import (
     accept_chain,
     accept_close,
     accept_sampled,
@@ -23,7 +22,8 @@ from jaxinfer.decoding.verify import (
     choose,
     draw,
 )
-from jaxinfer.model import likeliest_token, likeliest_tokens
+from jaxinfer.decoding.sampling.settings import SamplingState, distribution
+from jaxinfer.network.transformer import likeliest_token, likeliest_tokens
 
 SAMPLES = 120_000
 sampled, redraw = jax.jit(accept_sampled), jax.jit(draw)

@@ -28,8 +28,10 @@ class Words:
         return [*self.pieces, b"", *rest]
 
     def text(self, ids):
-        text = b"".join(self.vocabulary[id] for id in ids)
-        return text.removeprefix(b" ") if self.strips_first_space else text
+        return b"".join(self.vocabulary[id] for id in ids)
+
+    def token_bytes(self, id, skip_special=True):
+        return self.vocabulary[id]
 
     def decode(self, ids):
         return self.text(ids).decode("utf-8", "replace")

@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import yaml
 
-from jaxinfer import Dense, Eagle, InputError, Medusa, Sampling, cli, heads, scoring
+from jaxinfer import Dense, Eagle, InputError, Medusa, Sampling, heads
+from jaxinfer.cli import commands as cli
 from jaxinfer.experiment.schema import ModelSpec
+from jaxinfer.experiment.train_heads import Training, check, train
+from jaxinfer.experiment.typed import read_as
 from jaxinfer.heads import fit
-from jaxinfer.heads import train as training
 from jaxinfer.heads.data import Corpus, DataSpec, make_corpus, own_prompts
-from jaxinfer.heads.heads import HeadsConfig, unembedding
-from jaxinfer.heads.resblock import feature
 from jaxinfer.heads.start import begin
-from jaxinfer.heads.train import Training, TrainSpec, train
+from jaxinfer.heads.train import TrainSpec
+from jaxinfer.network.heads import HeadsConfig, unembedding
+from jaxinfer.network.resblock import feature
+from jaxinfer.runtime import scoring
 
 PROMPTS = ["abc" * n for n in range(1, 13)]
 DATA = DataSpec(samples=1, max_new_tokens=60, batch=12, temperature=0.0)
@@ -32,7 +35,11 @@ def quiet(*_):
 def model(tiny_gemma):
     """Encodes letters, has no chat template, stops nowhere."""
     tokenizer = SimpleNamespace(
-        has_chat=False, stop_ids=(), encode=lambda text: [ord(c) % 97 for c in text], decode=str
+        has_chat=False,
+        stop_ids=(),
+        encode=lambda text: [ord(c) % 97 for c in text],
+        decode=str,
+        strips_first_space=False,
     )
     return dataclasses.replace(tiny_gemma, tokenizer=tokenizer, name="tiny")
 
@@ -49,12 +56,12 @@ def test_the_corpus_is_what_the_model_writes_and_thinks(model, corpus):
         begin, end = corpus.offsets[row : row + 2]
         assert corpus.tokens[begin:end].tolist() == ids[:-1]
         assert corpus.starts[row] == len(PROMPTS[row])
-        hidden = scoring.features(model.target, Dense(), np.array([ids[:-1]]))[0]
+        hidden = scoring.features(model.placed, Dense(), np.array([ids[:-1]]))[0]
         np.testing.assert_allclose(corpus.features[begin:end], hidden, atol=4e-3, rtol=2e-3)  # float16
     assert len(corpus) == len(PROMPTS) + 2  # 600 letters: two windows of 256
     begin, end = corpus.offsets[-2:]
     assert corpus.tokens[begin:end].tolist() == model.encode("some text " * 60)[256:512]
-    hidden = scoring.features(model.target, Dense(), corpus.tokens[None, begin:end])[0]
+    hidden = scoring.features(model.placed, Dense(), corpus.tokens[None, begin:end])[0]
     np.testing.assert_allclose(corpus.features[begin:end], hidden, atol=4e-3, rtol=2e-3)
 
 
@@ -66,7 +73,12 @@ def test_own_prompts_are_what_the_model_writes_in_a_users_place(model):
         return [5, 6, *letters(messages[0]["content"]), 7]
 
     tokenizer = SimpleNamespace(
-        has_chat=True, stop_ids=(), encode=letters, decode=lambda ids: str(list(ids)), chat=chat
+        has_chat=True,
+        stop_ids=(),
+        encode=letters,
+        decode=lambda ids: str(list(ids)),
+        chat=chat,
+        strips_first_space=False,
     )
     chatty = dataclasses.replace(model, tokenizer=tokenizer)
     found = own_prompts(chatty, dataclasses.replace(DATA, own_prompts=12), quiet)
@@ -265,7 +277,7 @@ def test_the_command_trains_what_the_config_says(model, tmp_path, monkeypatch, c
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
     small = ["data.samples=1", "data.batch=12", "training.steps=4", "training.batch=16", f"data.prompts={prompts}"]
     file = write(tmp_path, draft_vocab=97, count=2)
-    monkeypatch.setattr("jaxinfer.experiment.terminal.load_model", lambda source, dtype, weights: model)
+    monkeypatch.setattr("jaxinfer.experiment.train_heads.load_model", lambda *_, **__: model)
     monkeypatch.setattr("sys.argv", ["jaxinfer", "train", "heads", file, *small])
     with pytest.raises(SystemExit) as caught:
         cli.main()
@@ -282,6 +294,6 @@ def test_the_command_trains_what_the_config_says(model, tmp_path, monkeypatch, c
 def test_the_configs_are_valid():
     for name, kind in (("train_medusa", "medusa"), ("train_eagle", "eagle")):
         file = f"{__file__.rpartition('tests')[0]}configs/{name}.yaml"
-        config = training.read_as(Training, file)
-        training.check(config, file)
+        config = read_as(Training, file)
+        check(config, file)
         assert config.kind == kind

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinfer.cache.codes import Codes, dequantize, quantize
 from jaxinfer.cache.store import causal
 from jaxinfer.config import LayerKind
 from jaxinfer.kernels import reference
-from jaxinfer.kernels.contract import PLAIN, Codes, dequantize, quantize
+from jaxinfer.kernels.contract import PLAIN
 
 LAYERS, LAYER = 2, 1
 EDGES = (0, 1, 127, 128, 129, 256)  # lengths: nothing, one, around the edge of a block, full

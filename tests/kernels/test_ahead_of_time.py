@@ -17,14 +17,18 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxinfer import sharding
+from jaxinfer.cache.codes import Codes
 from jaxinfer.cache.store import Store, causal
 from jaxinfer.config import LayerKind
 from jaxinfer.kernels import dispatch
 from jaxinfer.kernels.attention import attend
-from jaxinfer.kernels.contract import Codes
 from jaxinfer.layers.linear import matmul
-from jaxinfer.layers.qtensor import Int4, Int8
 from jaxinfer.sharding import topologies
+from jaxinfer.weights.formats import FORMATS
+from jaxinfer.weights.formats.int4 import Int4Weight
+from jaxinfer.weights.formats.int8 import Int8Weight
+
+pytestmark = pytest.mark.quick
 
 TARGETS = ["v5e:2x2", "v6e:2x2", "h200"]
 MODELS = {  # query heads, key/value heads, width, window
@@ -134,12 +138,14 @@ class Weight:
         outer, inner = shape[:-n_in], shape[-n_in:]
         self.outputs, self.inputs = math.prod(outer), math.prod(inner)
         if format == "int8":
-            self.array = Int8(of((*lead, *outer, self.inputs), "int8"), of((*lead, *outer), "float32"), inner)
+            codes, scale = of((*lead, *outer, self.inputs), "int8"), of((*lead, *outer), "float32")
+            self.array = Int8Weight(FORMATS[format], inner, codes, scale)
             return
         group = int(format.partition("-")[2] or 32)
         assert self.inputs % (2 * group) == 0
         by_group = of((*lead, *outer, self.inputs // group), "float32")
-        self.array = Int4(of((*lead, *outer, self.inputs // 2), "uint8"), by_group, by_group, inner)
+        codes = of((*lead, *outer, self.inputs // 2), "uint8")
+        self.array = Int4Weight(FORMATS[format], inner, codes, by_group, by_group)
 
 
 def products_compiled(layout, weights, rows, stacked):

@@ -129,13 +129,13 @@ def test_cached_part_of_wide_steps(tokens, slots):
 )  # large blocks as far as they are full, then small ones
 def test_cached_part_of_long_texts(tokens, longest):
     case = Case((6, 2), 16, tokens, (0, 1, 300, longest), slots=3 * WIDE_BLOCK)
-    expected, behind = case.slow_cached(), round_up(int(extent(case.store)))
-    unread = (x.at[:, :, :, behind:].set(jnp.nan) for x in (case.store.k, case.store.v))
+    expected, beyond = case.slow_cached(), round_up(int(extent(case.store)))
+    unread = (x.at[:, :, :, beyond:].set(jnp.nan) for x in (case.store.k, case.store.v))
     case.store = Store(*unread, case.store.pos)
     check(case.cached(), expected)
 
 
-def test_no_block_behind_the_slots_in_use_is_read():
+def test_no_block_after_the_slots_in_use_is_read():
     case = Case((4, 2), 64, 1, (5, 120), slots=4 * BLOCK)
     poisoned = jax.tree.map(lambda x: x.at[:, :, :, BLOCK:].set(jnp.nan), (case.store.k, case.store.v))
     expected = case.slow_cached()

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from cases import LAYERS, Case, tree
 
+from jaxinfer.cache.codes import Codes, dequantize, quantize
 from jaxinfer.cache.store import Store, extent
 from jaxinfer.kernels import reference
-from jaxinfer.kernels.contract import PLAIN, Codes, Scoring, dequantize, merged, quantize, with_sinks
+from jaxinfer.kernels.contract import PLAIN, Scoring, merged, with_sinks
+
+pytestmark = pytest.mark.quick
 
 SLOPES = np.array([0.5, 0.25, 0.125, 0.0625, 0.03, 0.01], np.float32)
 SINKS = np.array([0.3, -1.0, 2.0, 0.0, 5.0, -3.0], np.float32)

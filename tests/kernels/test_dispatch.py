@@ -10,10 +10,11 @@ from cases import LAYER, Case
 
 import jaxinfer
 from jaxinfer import InputError
+from jaxinfer.cache.codes import dequantize
 from jaxinfer.cache.store import Store, extent
 from jaxinfer.kernels import dispatch
 from jaxinfer.kernels.attention import attend
-from jaxinfer.kernels.contract import PLAIN, dequantize
+from jaxinfer.kernels.contract import PLAIN
 
 
 def call(
@@ -178,7 +179,7 @@ def test_programs_of_different_choices_are_different(tiny_llama):
     with jaxinfer.kernels.use("reference"):
         again = model.generate([[5, 6, 7]], max_new_tokens=4)
     assert found.tokens == again.tokens
-    from jaxinfer import programs
+    from jaxinfer.runtime import compiled
 
-    choices = {key[-1] for key in programs._PROGRAMS}
+    choices = {key[-1] for key in compiled._PROGRAMS}
     assert {None, dispatch.Choice("reference")} <= choices

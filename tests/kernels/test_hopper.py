@@ -9,6 +9,8 @@ from jaxinfer.kernels import gpu
 from jaxinfer.kernels.contract import PLAIN, Scoring
 from jaxinfer.kernels.gpu import join, plgpu
 
+pytestmark = pytest.mark.quick
+
 interpreted = pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"), reason="this JAX cannot interpret Mosaic GPU"
 )

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 import jaxinfer
 from jaxinfer import InputError
+from jaxinfer.compress.quantize import quantize_weights
 from jaxinfer.kernels import dispatch, matmul, matmul_tpu
+from jaxinfer.kernels.coded import CodedWeight
 from jaxinfer.kernels.gpu import plgpu
 from jaxinfer.layers.linear import matmul as linear
-from jaxinfer.layers.qtensor import quantize_int4, quantize_int8
-from jaxinfer.transform.quantize import quantize_weights
+from jaxinfer.weights.formats import FORMATS
+from jaxinfer.weights.formats.int8 import Int8Weight
 
 LAYERS, LAYER = 3, 2
 
@@ -28,14 +30,14 @@ def stack(name, outputs, inputs, seed=0, n_in=1):
     shape = (LAYERS, *outputs, *inputs) if isinstance(outputs, tuple) else (LAYERS, outputs, inputs)
     w = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
     w[:, 0, 0] = 9
-    return quantize_int8(w, n_in) if name == "int8" else quantize_int4(w, int(name.partition("-")[2] or 32), n_in)
+    return FORMATS[name].encode(w, n_in)
 
 
 def truth(x, weight):
     """x times what the codes of the layer stand for, loop-free in float64, from the codes themselves."""
     codes = np.asarray(weight.codes[LAYER])
     scale = np.asarray(weight.scale[LAYER], np.float64)
-    if weight.format == "int8":
+    if isinstance(weight, Int8Weight):
         numbers = codes.astype(np.float64) * scale[..., None]
     else:
         codes = np.concatenate([codes & 15, codes >> 4], axis=-1).astype(np.float64)
@@ -157,7 +159,7 @@ def test_other_layers_are_not_touched():
 def test_plans_fit_a_v5e(format, width, rows):
     shapes = jax.eval_shape(lambda: stack(format, 1, width))
     wide = jax.tree.map(lambda a: jax.ShapeDtypeStruct((2, 4096, *a.shape[2:]), a.dtype), shapes)
-    plan = matmul_tpu.Plan.of(rows, wide, width)
+    plan = matmul_tpu.Plan.of(rows, CodedWeight(format, **wide.arrays()), width)
     assert plan.outputs % 128 == 0
     stored = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(wide)) / (2 * 4096)
     assert 2 * (plan.outputs * stored + 2 * rows * width) <= 64 << 20
@@ -239,7 +241,7 @@ def test_prompts_and_products_of_integers_are_left_to_xla(monkeypatch):
     weight = stack("int8", 64, 64)
     with dispatch.use("pallas", target="tpu", interpret=True):
         linear(activations(65, 64), weight, (64, 64), layer=jnp.int32(0))
-        linear(activations(1, 64), weight.replace(activations=True), (64, 64), layer=jnp.int32(0))
+        linear(activations(1, 64), stack("w8a8", 64, 64), (64, 64), layer=jnp.int32(0))
         with pytest.raises(pytest.fail.Exception):
             linear(activations(64, 64), weight, (64, 64), layer=jnp.int32(0))
 

@@ -8,6 +8,8 @@ import pytest
 from jaxinfer.kernels import scan
 from jaxinfer.kernels.lowrank import lowrank_attention
 
+pytestmark = pytest.mark.quick
+
 
 def draw(seed, *shapes):
     rng = np.random.default_rng(seed)
@@ -33,17 +35,17 @@ def test_chunked_is_the_recurrence(tokens):
 @pytest.mark.parametrize("tokens", [1, 2, 9])
 def test_a_convolution_goes_on_where_it_stopped(tokens):
     x, before, kernel, bias = draw(1, (2, tokens, 6), (2, 3, 6), (6, 4), (6,))
-    found, behind_each = scan.causal_conv(x, before, kernel, bias, None)
+    found, after_each = scan.causal_conv(x, before, kernel, bias, None)
     whole = np.concatenate([before, x], axis=1)
     for t in range(tokens):
         np.testing.assert_allclose(
             found[:, t], np.einsum("bwc,cw->bc", whole[:, t : t + 4], kernel) + bias, rtol=1e-4, atol=1e-5
         )
-        np.testing.assert_array_equal(behind_each[:, t], whole[:, t + 1 : t + 4])
+        np.testing.assert_array_equal(after_each[:, t], whole[:, t + 1 : t + 4])
     n = np.array([tokens, max(0, tokens - 1)])
-    _, behind_last = scan.causal_conv(x, before, kernel, None, jnp.asarray(n))
+    _, after_last = scan.causal_conv(x, before, kernel, None, jnp.asarray(n))
     for row in range(2):
-        np.testing.assert_array_equal(behind_last[row, 0], whole[row, n[row] : n[row] + 3])
+        np.testing.assert_array_equal(after_last[row, 0], whole[row, n[row] : n[row] + 3])
 
 
 def test_lowrank_attention():

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from jaxinfer.layers.linear import matmul
-from jaxinfer.layers.stacked import Separate
+from jaxinfer.weights.layer_stack import LayerViews
+
+pytestmark = pytest.mark.quick
 
 ROWS = (1, 2, 4, 5, 7, 8, 9, 15, 17, 31, 63, 64, 65)
 
@@ -17,7 +19,7 @@ def test_products_of_any_rows_are_the_products(rows):
     x, w = rng.normal(size=(rows, 24)), rng.normal(size=(3, 10, 4, 6))
     expected = x @ w[1].reshape(10, 24).T
     single = jnp.asarray(w, jnp.float32)
-    views = Separate(tuple(single))
+    views = LayerViews(tuple(single))
     for kernel in (single, views):
         product = jax.jit(lambda x, kernel: matmul(x.reshape(-1, 4, 6), kernel, (10, 4, 6), 2, jnp.int32(1)))
         for _ in range(2):

@@ -7,6 +7,8 @@ from jaxinfer import LayerKind, Model, ModelConfig, Rope, Segment
 from jaxinfer.config import RopeScaling
 from jaxinfer.layers.position import alibi_slopes, rope_frequencies, rotate, sinusoids
 
+pytestmark = pytest.mark.quick
+
 POSITIONS = np.array([[0, 3, 700], [5, 1, 2]], np.int32)
 
 

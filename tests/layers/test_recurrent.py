@@ -9,7 +9,7 @@ import pytest
 
 from jaxinfer import Dense, LayerKind, Lookup, Model, ModelConfig, Rope, Segment
 from jaxinfer.config import SSM, LinearAttention
-from jaxinfer.engine import forward
+from jaxinfer.network.transformer import forward
 
 MAMBA = LayerKind("mamba", rope=None, mixer=SSM(1, width=64, state=8, dt_rank=3))
 MAMBA2 = LayerKind("mamba2", rope=None, mixer=SSM(2, width=64, state=8, heads=4, groups=2))

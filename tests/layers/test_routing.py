@@ -7,7 +7,7 @@ import pytest
 from scipy import optimize
 
 from jaxinfer.config import MoE
-from jaxinfer.layers import dispatch, routing
+from jaxinfer.layers import expert_dispatch, routing
 
 D, F = 24, 40
 AUCTION = jax.jit(routing.auction)
@@ -49,7 +49,7 @@ class Case:
     [((1, 4, 2), 0), ((7, 4, 2), 3), ((100, 8, 3), 0), ((700, 3, 1), 1), ((3, 64, 6), 0), ((33, 6, 6), 0)],
     ids=str,
 )
-@pytest.mark.parametrize("compute", [dispatch.dense, dispatch.dropless])
+@pytest.mark.parametrize("compute", [expert_dispatch.dense, expert_dispatch.dropless])
 def test_every_token_gets_its_own_experts(shape, compute, skew):
     """With a skew, one expert gets nearly all tokens and others get none."""
     case = Case(*shape, skew=skew)
@@ -58,11 +58,11 @@ def test_every_token_gets_its_own_experts(shape, compute, skew):
 
 def test_blocks_are_no_larger_than_what_is_in_them():
     """Loads of 515, 180 and 33 are blocks of 256, 256 and 32, of 192 and of 64; the same as all experts for all."""
-    assert dispatch.block_sizes(728, 1, 3) == (32, 64, 128, 192, 256)
-    assert dispatch.block_sizes(8, 2, 8) == (8,)  # an expert's weights are read once, whoever chooses it
-    assert dispatch.block_sizes(1, 2, 8) == (1,)
+    assert expert_dispatch.block_sizes(728, 1, 3) == (32, 64, 128, 192, 256)
+    assert expert_dispatch.block_sizes(8, 2, 8) == (8,)  # an expert's weights are read once, whoever chooses it
+    assert expert_dispatch.block_sizes(1, 2, 8) == (1,)
     load = np.array([515, 180, 33])
-    assert dispatch.computed(jnp.asarray(load), 728, 1) == 2 * 256 + 32 + 192 + 64
+    assert expert_dispatch.computed(jnp.asarray(load), 728, 1) == 2 * 256 + 32 + 192 + 64
     case = Case(728, 3, 1)
     case.chosen = jnp.asarray(np.random.default_rng(1).permutation(np.repeat(np.arange(3), load))[:, None], jnp.int32)
     seen, ffn = [], case.ffn
@@ -72,7 +72,7 @@ def test_blocks_are_no_larger_than_what_is_in_them():
         return ffn(rows, e)
 
     case.ffn = counting
-    np.testing.assert_allclose(case.of(dispatch.dropless), case.of(dispatch.dense), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(case.of(expert_dispatch.dropless), case.of(expert_dispatch.dense), rtol=1e-5, atol=1e-5)
     assert set(seen) == {32, 64, 128, 192, 256, 728}
 
 
@@ -83,13 +83,13 @@ def test_dropless_computes_fewer_rows_than_the_usual_capacity(experts, top_k, sk
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((2048, experts)) + skew * rng.standard_normal(experts)
     load = np.bincount(np.argsort(-logits, axis=1)[:, :top_k].ravel(), minlength=experts)
-    assert 2048 * top_k <= dispatch.computed(jnp.asarray(load), 2048, top_k) < 1.2 * 2048 * top_k
+    assert 2048 * top_k <= expert_dispatch.computed(jnp.asarray(load), 2048, top_k) < 1.2 * 2048 * top_k
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 1.5, 100.0])
 def test_capacity_drops_the_later_tokens_and_choices(factor):
     case = Case(100, 8, 3, skew=0.4, capacity_factor=factor)
-    size = dispatch.capacity(100, case.moe)
+    size = expert_dispatch.capacity(100, case.moe)
     assert size == max(1, int(np.ceil(factor * 100 * 3 / 8)))
     taken, expected = np.zeros(8, int), np.zeros((100, 3), bool)
     for j in range(3):  # all first choices before any second one
@@ -98,7 +98,7 @@ def test_capacity_drops_the_later_tokens_and_choices(factor):
             expected[n, j] = taken[e] < size
             taken[e] += 1
     args = (case.x, case.gates, case.chosen, case.ffn, 8, size)
-    found, kept = jax.jit(dispatch.with_capacity, static_argnums=(3, 4, 5))(*args)
+    found, kept = jax.jit(expert_dispatch.with_capacity, static_argnums=(3, 4, 5))(*args)
     np.testing.assert_array_equal(kept, expected)
     np.testing.assert_allclose(found, case.slow(expected), rtol=1e-5, atol=1e-5)
     assert expected.all() == (factor == 100.0)
@@ -118,14 +118,14 @@ def test_gates(router, normalize):
 
 def test_priority_by_gate_drops_those_with_small_gates():
     case = Case(60, 5, 2, skew=0.5, capacity_factor=0.7)
-    size = dispatch.capacity(60, case.moe)
+    size = expert_dispatch.capacity(60, case.moe)
     taken, expected = np.zeros(5, int), np.zeros((60, 2), bool)
     for j in range(2):
         for n in np.argsort(-case.gates[:, 0], stable=True):
             e = case.chosen[n, j]
             expected[n, j] = taken[e] < size
             taken[e] += 1
-    bounded = jax.jit(dispatch.with_capacity, static_argnums=(3, 4, 5, 6))
+    bounded = jax.jit(expert_dispatch.with_capacity, static_argnums=(3, 4, 5, 6))
     found, kept = bounded(case.x, case.gates, case.chosen, case.ffn, 5, size, True)
     np.testing.assert_array_equal(kept, expected)
     np.testing.assert_allclose(found, case.slow(expected), rtol=1e-5, atol=1e-5)
@@ -136,7 +136,7 @@ def test_priority_by_gate_drops_those_with_small_gates():
 def test_padding_takes_no_slot():
     case = Case(40, 4, 2, skew=0.5)
     live = jnp.arange(40) % 3 != 0
-    bounded = jax.jit(dispatch.with_capacity, static_argnums=(3, 4, 5))
+    bounded = jax.jit(expert_dispatch.with_capacity, static_argnums=(3, 4, 5))
     found, kept = bounded(case.x, case.gates, case.chosen, case.ffn, 4, 10, live=live)
     alone = (y[np.asarray(live)] for y in (case.x, case.gates, case.chosen))
     expected, kept_alone = bounded(*alone, case.ffn, 4, 10)
@@ -251,7 +251,7 @@ def test_expert_choice_fills_every_expert_exactly():
         for n in best:
             x = np.asarray(case.x[n], np.float64)
             expected[n] += probs[n, e] * (np.asarray(case.down[e]) @ np.tanh(np.asarray(case.up[e]) @ x))
-    found = dispatch.chosen_by_experts(case.x, gates, tokens, case.ffn)
+    found = expert_dispatch.chosen_by_experts(case.x, gates, tokens, case.ffn)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -264,7 +264,7 @@ def test_soft_mixture_is_its_definition():
     done = np.stack([np.asarray(case.ffn(jnp.asarray(slots[e], jnp.float32), e)) for e in range(3)])
     back = np.exp(logits) / np.exp(logits).sum(axis=(1, 2), keepdims=True)
     expected = np.einsum("nep,epd->nd", back, done)
-    found = dispatch.soft(case.x, jnp.asarray(logits, jnp.float32), case.ffn, jnp.asarray(live))
+    found = expert_dispatch.soft(case.x, jnp.asarray(logits, jnp.float32), case.ffn, jnp.asarray(live))
     np.testing.assert_allclose(found[:17], expected[:17], rtol=1e-4, atol=1e-5)
 
 
@@ -285,13 +285,13 @@ def test_gradients_reach_the_router(kind):
 
     def loss(logits):
         if kind == "expert_choice":
-            return jnp.sum(dispatch.chosen_by_experts(case.x, *routing.expert_choice(logits, 5), case.ffn) ** 2)
+            return jnp.sum(expert_dispatch.chosen_by_experts(case.x, *routing.expert_choice(logits, 5), case.ffn) ** 2)
         if kind == "soft":
-            return jnp.sum(dispatch.soft(case.x, logits.reshape(16, 2, 2), case.ffn) ** 2)
+            return jnp.sum(expert_dispatch.soft(case.x, logits.reshape(16, 2, 2), case.ffn) ** 2)
         gates, chosen = routing.route(logits, case.moe)
         if kind == "capacity":
-            return jnp.sum(dispatch.with_capacity(case.x, gates, chosen, case.ffn, 4, 16)[0] ** 2)
-        return jnp.sum(dispatch.dense(case.x, gates, chosen, case.ffn, 4) ** 2)
+            return jnp.sum(expert_dispatch.with_capacity(case.x, gates, chosen, case.ffn, 4, 16)[0] ** 2)
+        return jnp.sum(expert_dispatch.dense(case.x, gates, chosen, case.ffn, 4) ** 2)
 
     loss = jax.jit(loss)
     gradient = jax.grad(loss)(case.logits)
@@ -308,7 +308,7 @@ def test_dropless_never_holds_a_slot_for_every_token_and_expert():
 
     def call(x, logits, up, down):
         gates, chosen = routing.route(logits, moe)
-        return dispatch.dropless(x, gates, chosen, lambda rows, e: jnp.tanh(rows @ up[e].T) @ down[e].T, experts)
+        return expert_dispatch.dropless(x, gates, chosen, lambda rows, e: jnp.tanh(rows @ up[e].T) @ down[e].T, experts)
 
     shapes = ((n, d), (n, experts), (experts, f, d), (experts, d, f))
     compiled = jax.jit(call).lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).compile()
@@ -320,7 +320,7 @@ def test_dropless_never_holds_a_slot_for_every_token_and_expert():
     [
         (dict(experts=4, top_k=5), r"top_k=5 must be between 1 and the number of experts, 4"),
         (dict(experts=4, top_k=0), r"top_k=0 must be"),
-        (dict(experts=4, top_k=2, capacity_factor=0.0), r"capacity_factor=0.0 must be above 0"),
+        (dict(experts=4, top_k=2, capacity_factor=0.0), r"capacity_factor=0.0 must be a finite number above zero"),
         (dict(experts=4, top_k=2, slots=0), r"slots=0 must be at least 1"),
         (dict(experts=6, top_k=2, groups=4), r"groups=4 must divide the number of experts, 6"),
         (dict(experts=6, top_k=2, groups=3, top_groups=4), r"top_groups=4 must be between 1 and .* 3"),

@@ -1,6 +1,7 @@
 """Logical axes on a mesh: the rules, and a model spread over eight virtual devices."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxinfer.model import abstract_params, param_axes
-from jaxinfer.sharding import DATA_TENSOR, Rules
+from jaxinfer import InputError
+from jaxinfer.network.transformer import abstract_params, param_axes
+from jaxinfer.sharding import DATA_TENSOR, Rules, topologies
 
 
 class Wide:
@@ -20,22 +22,26 @@ class Wide:
     shape: ClassVar = {"data": 2, "tensor": 4}
 
 
+@pytest.mark.quick
 def test_axes_map_by_the_table_and_unknown_ones_are_replicated():
     spec = DATA_TENSOR.spec(("batch", "tokens", "mlp"), (4, 7, 16), Wide)
     assert spec == PartitionSpec("data", None, "tensor")
 
 
+@pytest.mark.quick
 def test_a_dimension_that_does_not_divide_is_replicated():
     assert DATA_TENSOR.spec(("layers", "embed", "heads", "head_dim"), (2, 8, 9, 64), Wide) == PartitionSpec(*[None] * 4)
     assert DATA_TENSOR.spec(("embed", "heads"), (8, 12), Wide) == PartitionSpec(None, "tensor")
 
 
+@pytest.mark.quick
 def test_a_mesh_axis_used_twice_is_an_error():
     twice = Rules("twice", (("heads", "tensor"), ("mlp", "tensor")))
-    with pytest.raises(ValueError, match=r"twice.*same mesh axis"):
+    with pytest.raises(InputError, match=r"twice.*same mesh axis"):
         twice.spec(("heads", "mlp"), (4, 4), Wide)
 
 
+@pytest.mark.quick
 def test_every_parameter_names_every_axis(tiny):
     axes = jax.tree.leaves(param_axes(tiny.config), is_leaf=lambda x: isinstance(x, tuple))
     shapes = jax.tree.leaves(abstract_params(tiny.config, "float32"))
@@ -47,9 +53,11 @@ def test_every_parameter_names_every_axis(tiny):
 
 ON_EIGHT_DEVICES = """
 import jax, numpy as np
-from jax.sharding import Mesh
-from jaxinfer import LayerKind, Lookup, Model, ModelConfig, Paged, Sample, Sampling, Segment, Window
-from jaxinfer.programs import enable_compilation_cache
+from jax.sharding import AxisType, Mesh
+from jaxinfer import InputError, LayerKind, Lookup, Model, ModelConfig, Paged, Sample, Sampling, Segment, Window
+from jaxinfer.compress import quantize_weights
+from jaxinfer.runtime.compiled import enable_compilation_cache
+from jaxinfer.weights.formats import FORMATS
 assert len(jax.devices()) == 8
 enable_compilation_cache()
 local, whole = LayerKind("local", window=8), LayerKind()
@@ -64,7 +72,7 @@ for cfg, shape in ((divisible, (2, 4)), (odd, (4, 2))):
         up = spread.params["segment_0"]["layer_0"]["mlp"]["up"]["kernel"]
         assert up.addressable_shards[0].data.shape == (2, 16, 32), up.sharding
         assert spread.params["embed"]["embedding"].addressable_shards[0].data.shape == (24, 32)
-        k = spread.target.empty_cache(Window(), [1] * 4, 128).stores["global"].k
+        k = spread.placed.empty_cache(Window(), [1] * 4, 128).stores["global"].k
         assert k.addressable_shards[0].data.shape == (2, 2, 1, 128, 8), k.sharding
     drawn = Sample(), Sampling(temperature=[0.0, 0.9, 0.0, 1.1])
     for method, sampling in ((Lookup(width=4), None), drawn) if cfg is divisible else (drawn,):
@@ -73,6 +81,32 @@ for cfg, shape in ((divisible, (2, 4)), (odd, (4, 2))):
         for new in (12, 9):  # the second call passes in what the first has compiled
             found = spread.generate(prompts, max_new_tokens=new, **options)
             assert found.tokens == model.generate(prompts, max_new_tokens=new, **options).tokens, (shape, method)
+# Axes of the type Explicit, as jax.make_mesh gives them: what they name is laid out as on a mesh of Auto ones.
+mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Explicit,) * 2)
+model = Model.random(divisible)
+explicit, auto = model.shard(mesh), model.shard(Mesh(mesh.devices, mesh.axis_names))
+assert explicit.layout == auto.layout
+up = explicit.params["segment_0"]["layer_0"]["mlp"]["up"]["kernel"]
+assert up.addressable_shards[0].data.shape == (2, 16, 32), up.sharding
+assert explicit.generate(prompts, max_new_tokens=9).tokens == model.generate(prompts, max_new_tokens=9).tokens
+options = dict(max_new_tokens=5, sampling=Sampling(), n=2, logprobs=2, prompt_logprobs=2)
+one, eight = (m.generate(prompts[:2], **options) for m in (model, explicit))
+assert one.tokens == eight.tokens
+for a, b in ((one.prompt_logprobs, eight.prompt_logprobs), (one.logprobs, eight.logprobs)):
+    assert np.allclose(np.concatenate(a), np.concatenate(b), atol=1e-4)
+for name in FORMATS:
+    rounded = quantize_weights(model, name)
+    spread = rounded.shard(Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "tensor")))
+    gate = jax.tree.leaves(spread.params["segment_0"]["layer_0"]["mlp"]["gate"]["kernel"])[0]
+    assert gate.addressable_shards[0].data.shape[1] == 16, gate.sharding
+    tokens = np.array([prompts[0], prompts[0][::-1]])
+    assert np.allclose(spread.logits(tokens), rounded.logits(tokens), atol=0.05 if name == "w8a8" else 1e-4), name
+try:
+    model.shard(jax.make_mesh((8,), ("model",)))
+except InputError as error:
+    assert "mesh axis 'model': rules 'data_tensor' split nothing over it" in str(error), error
+else:
+    raise AssertionError("everything would be on every device")
 print("equal")
 """
 
@@ -89,3 +123,31 @@ def test_eight_devices_give_the_tokens_of_one():
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.endswith("equal\n")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("mesh", "rules", "named"),
+    [
+        (None, DATA_TENSOR, "mesh=None must be a jax.sharding.Mesh"),
+        (jax.sharding.AbstractMesh((1,), ("data",)), DATA_TENSOR, "must be a jax.sharding.Mesh"),
+        (jax.sharding.Mesh([], ("data",)), DATA_TENSOR, "must be a jax.sharding.Mesh of devices"),
+        ("here", None, "rules=None must be"),
+        ("here", Rules("typo", (("heds", "tensor"),)), "'heds', an axis of no array; nearest: 'heads'"),
+        ("here", Rules("typo", (("heads", "tesor"),)), "'heads' over 'tesor': the mesh has the axes 'data'"),
+    ],
+    ids=str,
+)
+def test_a_mesh_and_rules_that_cannot_be_are_one_line(tiny_llama, mesh, rules, named):
+    mesh = jax.make_mesh((1,), ("data",)) if mesh == "here" else mesh
+    with pytest.raises(InputError, match=re.escape(named)) as error:
+        tiny_llama.shard(mesh, rules)
+    assert "\n" not in str(error.value)
+
+
+def test_devices_to_compile_for_cannot_be_spread_over(tiny_llama):
+    if topologies.missing("v5e:2x2"):
+        pytest.skip("there is no compiler for TPUs here")
+    mesh = jax.sharding.Mesh(topologies.devices("v5e:2x2"), ("data",))
+    with pytest.raises(InputError, match="is none that this process can use"):
+        tiny_llama.shard(mesh)

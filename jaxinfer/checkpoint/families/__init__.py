@@ -27,7 +27,7 @@ from jaxinfer.checkpoint.families.smollm3 import SMOLLM3
 from jaxinfer.checkpoint.families.stablelm import STABLELM
 from jaxinfer.checkpoint.mapping import Family
 from jaxinfer.config import ModelConfig
-from jaxinfer.errors import InputError, nearest
+from jaxinfer.errors import InputError, nearest, shown
 
 FAMILIES: tuple[Family, ...] = (
     LLAMA,
@@ -61,32 +61,32 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def by_gguf_arch(arch: str, file: str) -> Family:
-    """The family of a GGUF file's `general.architecture`. Raises InputError that lists those supported."""
+    """Return the family of a GGUF file's `general.architecture`. Raises InputError that lists those supported."""
     return _find({family.gguf_arch: family for family in FAMILIES if family.gguf_arch}, arch, f"{file}: architecture")
 
 
 def by_hf_type(model_type: str, file: str) -> Family:
-    """The family of a config.json's `model_type`. Raises InputError that lists those supported."""
+    """Return the family of a config.json's `model_type`. Raises InputError that lists those supported."""
     return _find({name: family for family in FAMILIES for name in family.hf_types}, model_type, f"{file}: model_type")
 
 
 def by_name(name: str) -> Family:
-    """The family that `ModelConfig.family` names. Raises InputError that lists those supported."""
+    """Return the family that `ModelConfig.family` names. Raises InputError that lists those supported."""
     return _find({family.name: family for family in FAMILIES}, name, "family")
 
 
 def configured(read: Callable[[], ModelConfig], file: str) -> ModelConfig:
-    """What a family's reader gives. Raises InputError if the fields are of the right types but do not fit together."""
+    """Run a family's reader. Raises InputError if the fields are of the right types but do not fit together."""
     try:
         return read()
     except InputError:
         raise
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise InputError(f"{file}: {error}") from None
 
 
 def _find(families: dict[str, Family], name: str, where: str) -> Family:
     if name not in families:
         known = ", ".join(families)
-        raise InputError(f"{where} {name!r} is not supported; supported: {known}{nearest(name, families)}")
+        raise InputError(f"{where} {shown(name)} is not supported; supported: {known}{nearest(name, families)}")
     return families[name]

@@ -1,8 +1,8 @@
-"""BLOOM: ALiBi, a norm behind the embedding, layer norms with biases."""
+"""BLOOM: ALiBi, a norm after the embedding, layer norms with biases."""
 
 from typing import Any
 
-from jaxinfer.checkpoint.families.common import gguf_decoder, gguf_layer_norm, without_rope
+from jaxinfer.checkpoint.families.common import even_share, gguf_decoder, gguf_layer_norm, without_rope
 from jaxinfer.checkpoint.families.fused import MLP_AXES, grouped, named, qkv, whole_model, with_biases
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Family, Rule, Tensors
@@ -19,7 +19,7 @@ _EMBED_NORM = "transformer.word_embeddings_layernorm"
 
 
 def _either(fields: Fields, *names: str) -> int:
-    """The first of several names for a field that the file has."""
+    """Return the first of several names for a field that the file has."""
     return fields.integer(next((name for name in names if fields.get(name, None) is not None), names[0]))
 
 
@@ -37,7 +37,7 @@ _BLOCK: dict[str, Any] = dict(
 
 
 def _from_hf(fields: Fields) -> ModelConfig:
-    fields.refuse("apply_residual_connection_post_layernorm", "residuals behind the norm are not supported")
+    fields.refuse("apply_residual_connection_post_layernorm", "residuals after the norm are not supported")
     d_model, n_heads = _either(fields, "hidden_size", "n_embed"), _either(fields, "n_head", "num_attention_heads")
     return ModelConfig(
         family="bloom",
@@ -46,10 +46,10 @@ def _from_hf(fields: Fields) -> ModelConfig:
         d_ff=4 * d_model,
         n_heads=n_heads,
         n_kv_heads=n_heads,
-        head_dim=d_model // n_heads,
+        head_dim=even_share(fields, d_model, n_heads),
         segments=(Segment((LayerKind("global", None),), _either(fields, "n_layer", "num_hidden_layers")),),
         max_positions=fields.integer("seq_length", 2048),
-        norm_eps=fields.number("layer_norm_epsilon", 1e-5),
+        norm_eps=fields.positive("layer_norm_epsilon", 1e-5),
         **_BLOCK,
         tie_embeddings=fields.flag("tie_word_embeddings", True),
     )

@@ -9,22 +9,22 @@ from jaxinfer.checkpoint.families.rope import context, gguf_rope, rope_fields, r
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Rule, Tensors
 from jaxinfer.config import Activation, LayerKind, ModelConfig, MoE, Rope, Segment, segments_of
-from jaxinfer.errors import InputError
+from jaxinfer.errors import InputError, shown
 
 
 def layer(param: str, hf: str, gguf: str | None, axes: str, **options) -> Rule:
-    """The row of a weight inside the layers, with the prefixes and suffix that both formats put around its name."""
+    """Return the row of a weight in the layers, with the prefixes and suffix that both formats put around its name."""
     return Rule(param, f"model.layers.{{n}}.{hf}.weight", gguf and f"blk.{{n}}.{gguf}.weight", axes, **options)
 
 
 def biases(*rules: Rule) -> tuple[Rule, ...]:
-    """The rows of the biases of these projections: a model without them skips them."""
+    """Return the rows of the biases of these projections: a model without them skips them."""
     return tuple(map(_bias, rules))
 
 
 def _bias(rule: Rule) -> Rule:
     def outward(axes: str) -> str:
-        """`"n h d -> (n h) d"` -> `"n h -> (n h)"`: the file's side without its other axis. `o` and `down` have one."""
+        """Cut `"n h d -> (n h) d"` to `"n h -> (n h)"`: the file's side alone. `o` and `down` have one axis there."""
         if rule.param in ("attention/o/kernel", "mlp/down/kernel"):
             return "d -> d"
         return " ".join(axis for axis in axes.split() if axis != "d")
@@ -34,12 +34,12 @@ def _bias(rule: Rule) -> Rule:
 
 
 def norm_biases(*rules: Rule) -> tuple[Rule, ...]:
-    """The rows of the biases of these norms."""
+    """Return the rows of the biases of these norms."""
     return tuple(_renamed(rule, "scale", axes=rule.axes) for rule in rules)
 
 
 def _renamed(rule: Rule, what: str, **options: Any) -> Rule:
-    """The row of the bias beside a kernel or a scale."""
+    """Return the row of the bias beside a kernel or a scale."""
     gguf = rule.gguf and rule.gguf.removesuffix("weight") + "bias"
     return Rule(rule.param.removesuffix(what) + "bias", rule.hf.removesuffix("weight") + "bias", gguf, **options)
 
@@ -103,20 +103,27 @@ HF_ACTIVATIONS: dict[Activation, str] = {
 
 
 def activation(fields: Fields, name: str, default: str) -> Activation:
-    """ModelConfig's name for the activation that a field names."""
+    """Return ModelConfig's name for the activation that a field names."""
     value = fields.text(name, default)
     if value not in _ACTIVATIONS:
-        raise InputError(f"{fields.file}: {name}={value!r} is not supported; supported: {', '.join(_ACTIVATIONS)}")
+        raise InputError(f"{fields.file}: {name}={shown(value)} is not supported; supported: {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[value]
 
 
 def head_dim(fields: Fields, name: str, d_model: int, n_heads: int) -> int:
-    """The width of a head: what the field says, or d_model / n_heads where that is a whole number."""
+    """Return the width of a head: what the field says, or d_model / n_heads where that is a whole number."""
     return fields.integer(name) if d_model % n_heads else fields.integer(name, d_model // n_heads)
 
 
+def even_share(fields: Fields, d_model: int, n_heads: int) -> int:
+    """Return the width of a head in families whose files cannot say it."""
+    if d_model % n_heads:
+        raise InputError(f"{fields.file}: a width of {shown(d_model)} cannot be shared by {shown(n_heads)} heads")
+    return d_model // n_heads
+
+
 def shortest_segments(kinds: list[LayerKind]) -> tuple[Segment, ...]:
-    """Segments that spell out the fewest layers: of a pattern that repeats, or of runs of equal layers."""
+    """Return the segments that spell out the fewest layers: of a pattern that repeats, or of runs of equal layers."""
     period = next(p for p in range(1, len(kinds) + 1) if all(k == kinds[n % p] for n, k in enumerate(kinds)))
     periodic = segments_of(kinds, period)
     runs = tuple(Segment((kind,), len(list(group))) for kind, group in itertools.groupby(kinds))
@@ -124,7 +131,7 @@ def shortest_segments(kinds: list[LayerKind]) -> tuple[Segment, ...]:
 
 
 def hf_decoder(fields: Fields, family: str, **settings: Any) -> ModelConfig:
-    """What configurations of the Llama lineage have in common. `settings` are ModelConfig's, and come first.
+    """Read what configurations of the Llama lineage have in common. `settings` are ModelConfig's, and come first.
 
     A list of layer kinds may be given as `kinds`; without one, all layers are of one kind, with the file's RoPE.
     """
@@ -137,7 +144,7 @@ def hf_decoder(fields: Fields, family: str, **settings: Any) -> ModelConfig:
         "n_kv_heads": lambda: fields.integer("num_key_value_heads", n_heads),
         "head_dim": lambda: head_dim(fields, "head_dim", d_model, n_heads),
         "max_positions": lambda: context(fields, 2048),
-        "norm_eps": lambda: fields.number("rms_norm_eps", 1e-6),
+        "norm_eps": lambda: fields.positive("rms_norm_eps", 1e-6),
         "activation": lambda: activation(fields, "hidden_act", "silu"),
         "tie_embeddings": lambda: fields.flag("tie_word_embeddings", False),
     }
@@ -149,7 +156,7 @@ def hf_decoder(fields: Fields, family: str, **settings: Any) -> ModelConfig:
 
 
 def decoder_fields(cfg: ModelConfig) -> dict[str, Any]:
-    """The inverse of `hf_decoder`, with the fields that single families add left to them."""
+    """Return the inverse of `hf_decoder`, with the fields that single families add left to them."""
     fields = {
         "vocab_size": cfg.vocab_size,
         "hidden_size": cfg.d_model,
@@ -170,24 +177,27 @@ def decoder_fields(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def window_fields(cfg: ModelConfig) -> dict[str, Any]:
-    """The inverse of `windowed`."""
+    """Return the inverse of `windowed`."""
     types = ["sliding_attention" if kind.window else "full_attention" for kind in cfg.layers]
     window = next((kind.window for kind in cfg.kinds if kind.window), None)
     return {"layer_types": types, "sliding_window": window, "use_sliding_window": window is not None}
 
 
 def gguf_decoder(fields: Fields, tensors: Tensors, family: str, **settings) -> ModelConfig:
-    """What the metadata of GGUF files of the Llama lineage have in common. `settings` are ModelConfig's and come first.
+    """Read what the metadata of Llama's lineage in GGUF files share. `settings` are ModelConfig's and come first.
 
     `kinds` is given the file's RoPE and the number of layers, and gives their kinds; without it, all are alike.
     `partial`: `rope.dimension_count` says what part of a head turns.
     """
     d_model, n_heads = fields.integer("embedding_length"), fields.integer("attention.head_count")
     width = head_dim(fields, "attention.key_length", d_model, n_heads)
-    rope = gguf_rope(fields, tensors, fields.number("rope.freq_base", 10_000.0), width)
-    if settings.pop("partial", False):
-        turning = fields.integer("rope.dimension_count", width)
-        rope = dataclasses.replace(rope, width=None if turning == width else turning)
+    rope = gguf_rope(fields, tensors, fields.positive("rope.freq_base", 10_000.0), width)
+    # Of latent attention the family says which part turns.
+    turning = width if settings.get("mla") else fields.integer("rope.dimension_count", width)
+    allowed = f"even and at most {width}" if settings.pop("partial", False) else f"{width}, the width of a head"
+    if turning % 2 or turning > width or (turning != width and not allowed.startswith("even")):
+        raise InputError(f"{fields.file}: {fields.prefix}rope.dimension_count={turning} must be {allowed}")
+    rope = dataclasses.replace(rope, width=None if turning == width else turning)
     kinds = settings.pop("kinds", lambda rope, n: [LayerKind("global", rope)] * n)
     given: dict[str, Any] = dict(
         vocab_size=gguf_vocab_size(fields, tensors),
@@ -197,38 +207,58 @@ def gguf_decoder(fields: Fields, tensors: Tensors, family: str, **settings) -> M
         n_kv_heads=fields.integer("attention.head_count_kv", n_heads),
         head_dim=width,
         segments=shortest_segments(kinds(rope, fields.integer("block_count"))),
-        max_positions=fields.integer("context_length"),
-        norm_eps=settings.pop("norm_eps", None) or fields.number("attention.layer_norm_rms_epsilon"),
+        max_positions=_context(fields, rope),
+        norm_eps=settings.pop("norm_eps", None) or fields.positive("attention.layer_norm_rms_epsilon"),
         tie_embeddings="output.weight" not in tensors,
     )
     return ModelConfig(family=family, **(given | settings))
 
 
+def _context(fields: Fields, rope: Rope) -> int:
+    """Count the positions: YaRN reaches its factor times the trained length, which not all files say.
+
+    (The converter copies `max_position_embeddings`; what linear scaling reaches is in it.)
+    """
+    told, scaling = fields.integer("context_length"), rope.scaling
+    if scaling is None or scaling.kind != "yarn":
+        return told
+    return max(told, int(scaling.original_max_positions * scaling.factor))
+
+
 def gguf_layer_norm(fields: Fields) -> float:
-    """`norm_eps` of a family whose norms are layer norms."""
-    return fields.number("attention.layer_norm_epsilon")
+    """Return `norm_eps` of a family whose norms are layer norms."""
+    return fields.positive("attention.layer_norm_epsilon")
 
 
 def without_rope(rope: Rope, n_layers: int) -> list[LayerKind]:
-    """The kinds of the layers of a family whose positions are not rotary."""
+    """Return the kinds of the layers of a family whose positions are not rotary."""
     return [LayerKind("global", None)] * n_layers
 
 
-def windowed(fields: Fields, types: list[str] | None, n_layers: int, moe: MoE | None = None) -> list[LayerKind]:
-    """The kinds of the layers that `layer_types` lists: sliding_attention has the window, full_attention has none."""
-    if types is None:
-        types = fields.get("layer_types", None) or ["full_attention"] * n_layers
+def windowed(
+    fields: Fields,
+    types: list[str] | None,
+    n_layers: int,
+    moe: MoE | None = None,
+    *,
+    window: int,
+    rope: Rope | None = None,
+) -> list[LayerKind]:
+    """Read the kinds of the layers that `layer_types` lists: sliding_attention has the window, full_attention none.
+
+    `types`: in place of the file's; `window`: where it names none; `rope`: in place of the file's.
+    """
     known = ("sliding_attention", "full_attention")
-    if not isinstance(types, list) or len(types) != n_layers or not set(types) <= set(known):
-        raise InputError(f"{fields.file}: layer_types must be a list of {n_layers} of {', '.join(known)}")
-    rope = rope_of(fields)
-    window = fields.integer("sliding_window") if known[0] in types else None
+    if types is None:
+        types = fields.listed("layer_types", n_layers, known, None) or ["full_attention"] * n_layers
+    rope = rope or rope_of(fields)
+    window = fields.integer("sliding_window", window) if known[0] in types else window
     kinds = {known[0]: LayerKind("local", rope, window, moe), known[1]: LayerKind("global", rope, moe=moe)}
     return [kinds[name] for name in types]
 
 
 def gguf_vocab_size(fields: Fields, tensors: Tensors) -> int:
-    """The rows of the embedding: metadata often lacks the vocabulary's size."""
+    """Return the rows of the embedding: metadata often lacks the vocabulary's size."""
     if "token_embd.weight" not in tensors:
         raise InputError(f"{fields.file}: tensor 'token_embd.weight' is missing")
     return tensors["token_embd.weight"].shape[0]

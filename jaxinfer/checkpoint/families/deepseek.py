@@ -1,6 +1,7 @@
 """DeepSeek-V2 and V3: latent attention, many small experts in groups, experts that all tokens share."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,11 +19,11 @@ from jaxinfer.checkpoint.families.common import (
     layer,
 )
 from jaxinfer.checkpoint.families.moe import experts, shared_experts
-from jaxinfer.checkpoint.families.rope import rope_of, yarn_growth
+from jaxinfer.checkpoint.families.rope import rope_group, rope_of, yarn_growth
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Family, Part, Rule, Tensor, Tensors
 from jaxinfer.config import MLA, LayerKind, ModelConfig, MoE, Rope
-from jaxinfer.errors import InputError
+from jaxinfer.errors import InputError, shown
 
 
 def _latent(fields: Fields) -> MLA:
@@ -36,7 +37,7 @@ def _latent(fields: Fields) -> MLA:
 
 
 def _decoder(fields: Fields, family: str, moe: MoE | None, first: int, interleaved: bool) -> ModelConfig:
-    """`first` layers without experts, then layers with them."""
+    """Read a decoder: `first` layers without experts, then layers with them."""
     mla = _latent(fields)
     rope = rope_of(fields, width=mla.rope_dim, interleaved=interleaved)
     n_layers = fields.integer("num_hidden_layers")
@@ -57,10 +58,10 @@ def _decoder(fields: Fields, family: str, moe: MoE | None, first: int, interleav
 
 
 def _growth(fields: Fields) -> float:
-    """What YaRN multiplies q and k by in all dimensions, those without rotation included."""
-    scaling = fields.group("rope_parameters") or fields.group("rope_scaling")
+    """Return what YaRN multiplies q and k by in all dimensions, those without rotation included."""
+    scaling = rope_group(fields)
     weight = scaling.number("mscale_all_dim", 0.0) if scaling else 0.0
-    factor = scaling.number("factor", 1.0) if scaling else 1.0
+    factor = scaling.positive("factor", 1.0) if scaling else 1.0
     return yarn_growth(factor, weight)
 
 
@@ -70,7 +71,7 @@ def _mixture(fields: Fields, **settings: Any) -> MoE:
         experts=fields.integer("n_routed_experts"),
         top_k=fields.integer("num_experts_per_tok"),
         d_ff=d_ff,
-        scale=fields.number("routed_scaling_factor", 1.0),
+        scale=fields.positive("routed_scaling_factor", 1.0),
         shared_d_ff=d_ff * fields.integer("n_shared_experts", 1),
         **settings,
     )
@@ -80,13 +81,11 @@ def _v2(fields: Fields) -> ModelConfig:
     fields.refuse("norm_topk_prob", "gates that are made to sum to one are not supported for this family")
     method = fields.text("topk_method", "greedy")
     if method not in ("greedy", "group_limited_greedy"):
-        raise InputError(f"{fields.file}: topk_method={method!r} must be greedy or group_limited_greedy")
+        raise InputError(f"{fields.file}: topk_method={shown(method)} must be greedy or group_limited_greedy")
     groups = {}
     if method == "group_limited_greedy":
         groups = dict(groups=fields.integer("n_group"), top_groups=fields.integer("topk_group"))
-    return _decoder(
-        fields, "deepseek_v2", _mixture(fields, **groups), int(fields.number("first_k_dense_replace", 0)), True
-    )
+    return _decoder(fields, "deepseek_v2", _mixture(fields, **groups), fields.count("first_k_dense_replace", 0), True)
 
 
 def _v3(fields: Fields) -> ModelConfig:
@@ -98,11 +97,11 @@ def _v3(fields: Fields) -> ModelConfig:
         top_groups=fields.integer("topk_group", 4),
     )
     interleaved = fields.flag("rope_interleave", True)
-    return _decoder(fields, "deepseek_v3", moe, int(fields.number("first_k_dense_replace", 3)), interleaved)
+    return _decoder(fields, "deepseek_v3", moe, fields.count("first_k_dense_replace", 3), interleaved)
 
 
 def _from_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
-    """V2 and V3 share an architecture in GGUF files: V3's experts have sigmoids (`expert_gating_func` 2)."""
+    """Read V2 or V3, which share an architecture in GGUF files: V3's experts have sigmoids (`expert_gating_func` 2)."""
     n_heads, rope_dim = fields.integer("attention.head_count"), fields.integer("rope.dimension_count")
     # Files of the current layout describe the latent attention as one head, and what it stands for beside it.
     key = fields.integer("attention.key_length_mla", fields.integer("attention.key_length"))
@@ -154,7 +153,7 @@ def _gguf_mixture(fields: Fields) -> MoE:
 
 
 def _from_gguf_tensors(cfg: ModelConfig, tensors: Tensors) -> Tensors:
-    """Older files hold keys and values of the latent in one tensor, as Hugging Face's do: the two that are in newer."""
+    """Split keys and values of the latent, which are one tensor in older files, into the two of newer ones."""
     found = {}
     for name, x in tensors.items():
         stem, _, old = name.partition("attn_kv_b.")
@@ -168,7 +167,7 @@ def _from_gguf_tensors(cfg: ModelConfig, tensors: Tensors) -> Tensors:
 
 
 def _by_heads(matrix: Tensor, n_heads: int, axes: tuple[int, int, int]) -> Tensor:
-    """A tensor (n h) r as n h r, its axes reordered; the heads stay first."""
+    """Return a tensor (n h) r as n h r, its axes reordered; the heads stay first."""
     width, rank = matrix.shape[0] // n_heads, matrix.shape[1]
     shape = (n_heads, width, rank)
 
@@ -211,7 +210,7 @@ def _fields(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def _compressed(start: bool):
-    """The tensor holds the latent first, then the key that turns: units of their common width."""
+    """Return the part of a tensor that holds the latent first, then the key that turns: units of their common width."""
 
     def part(cfg: ModelConfig) -> Part:
         mla = cfg.mla
@@ -222,7 +221,7 @@ def _compressed(start: bool):
 
 
 def _expanded(start: bool):
-    """The tensor holds each head's key, then its value."""
+    """Return the part of a tensor that holds each head's key, then its value."""
 
     def part(cfg: ModelConfig) -> Part:
         mla = cfg.mla
@@ -239,7 +238,7 @@ def _two(first: int, second: int, start: bool, groups: int = 1) -> Part:
 
 
 def _up(which: str, gguf_axes: str, part: Callable[[ModelConfig], Part]) -> Rule:
-    """What makes keys or values of the latent: one tensor in Hugging Face's files, two in GGUF files."""
+    """Return the rule of keys or values from the latent: one tensor in Hugging Face's files, two in GGUF files."""
     names = "self_attn.kv_b_proj", f"attn_{which}_b"
     return layer(f"attention/{which}_up", *names, "n h r -> (n h) r", gguf_axes=gguf_axes, part=part, gguf_part=None)
 
@@ -270,17 +269,19 @@ _RULES = (
     Rule("moe/correction", "model.layers.{n}.mlp.gate.e_score_correction_bias", "blk.{n}.exp_probs_b.bias", "e -> e"),
 )
 
+_LAYER = re.compile(r"model\.layers\.([0-9]{1,9})\.")
 _IGNORE = r"lm_head\.weight|mtp\..*|.*\.rotary_emb\.inv_freq"
 
 
 def _modules_apart(tensors: Tensors) -> Tensors:
-    """V3's files number modules that predict further tokens as layers behind the last: mtp.0, mtp.1 (heads/mtp.py)."""
-    numbers = sorted(int(name.split(".")[2]) for name in tensors if name.endswith(".eh_proj.weight"))
+    """Name modules apart that V3's files number as layers after the last: mtp.0, mtp.1 (heads/mtp.py)."""
+    found = {name: _LAYER.match(name) for name in tensors}
+    numbers = sorted(int(at[1]) for name, at in found.items() if at and name.endswith(".eh_proj.weight"))
     renamed = {}
     for name, tensor in tensors.items():
-        parts = name.split(".", 3)
-        if parts[:2] == ["model", "layers"] and int(parts[2]) in numbers:
-            name = f"mtp.{numbers.index(int(parts[2]))}.{parts[3]}"
+        at = found[name]
+        if at and int(at[1]) in numbers:
+            name = f"mtp.{numbers.index(int(at[1]))}.{name[at.end() :]}"
         renamed[name] = tensor
     return renamed
 
@@ -289,6 +290,7 @@ DEEPSEEK_V2 = Family(
     name="deepseek_v2",
     rules=_RULES,
     hf_types=("deepseek_v2",),
+    hf_defaults=dict(n_shared_experts=2, q_lora_rank=1536),
     hf_config=_v2,
     hf_fields=_fields,
     gguf_arch="deepseek2",
@@ -300,6 +302,7 @@ DEEPSEEK_V3 = Family(
     name="deepseek_v3",
     rules=_RULES,
     hf_types=("deepseek_v3",),
+    hf_defaults=dict(max_position_embeddings=4096, q_lora_rank=1536, routed_scaling_factor=2.5),
     hf_config=_v3,
     hf_fields=_fields,
     hf_tensors=_modules_apart,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxinfer.checkpoint.families.common import HF_ACTIVATIONS, activation, gguf_decoder, gguf_layer_norm
+from jaxinfer.checkpoint.families.common import HF_ACTIVATIONS, activation, even_share, gguf_decoder, gguf_layer_norm
 from jaxinfer.checkpoint.families.fused import MLP_AXES, grouped, named, qkv, whole_model, with_biases
 from jaxinfer.checkpoint.families.rope import context, rope_fields, rope_of, trained_context
 from jaxinfer.checkpoint.fields import Fields
@@ -32,14 +32,14 @@ def _from_hf(fields: Fields) -> ModelConfig:
         d_ff=fields.integer("ffn_hidden_size", 4 * d_model),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
-        head_dim=d_model // n_heads,
+        head_dim=even_share(fields, d_model, n_heads),
         segments=(
             Segment((LayerKind("global", None if alibi else rope_of(fields)),), fields.integer("num_hidden_layers")),
         ),
         max_positions=context(fields, 2048),
         norm="layer",
         norm_bias=True,
-        norm_eps=fields.number("layer_norm_epsilon", 1e-5),
+        norm_eps=fields.positive("layer_norm_epsilon", 1e-5),
         activation=activation(fields, "activation", "gelu"),
         gated=False,
         attention_bias=bias,
@@ -47,13 +47,13 @@ def _from_hf(fields: Fields) -> ModelConfig:
         mlp_bias=bias,
         parallel=parallel,
         shared_norm=parallel and (not new or fields.integer("num_ln_in_parallel_attn", 2) == 1),
-        alibi=(d_model // n_heads) ** -0.5 if alibi else None,  # scores and slopes are scaled together
+        alibi=even_share(fields, d_model, n_heads) ** -0.5 if alibi else None,  # scores and slopes are scaled together
         tie_embeddings=fields.flag("tie_word_embeddings", True),
     )
 
 
 def _from_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
-    """GGUF files hold no Falcon RW: nothing has biases, and attention is beside the MLP."""
+    """Read a GGUF file, which is no Falcon RW: nothing has biases, and attention is beside the MLP."""
     return gguf_decoder(
         fields,
         tensors,
@@ -79,12 +79,12 @@ def _from_gguf_names(cfg: ModelConfig, tensors: Tensors) -> Tensors:
 
 
 def _is_new(cfg: ModelConfig) -> bool:
-    """Whether this is the architecture of the 40B model: groups of queries, or two norms side by side."""
+    """Tell whether this is the architecture of the 40B model: groups of queries, or two norms side by side."""
     return cfg.n_kv_heads not in (1, cfg.n_heads) or (cfg.parallel and not cfg.shared_norm)
 
 
 def _written(cfg: ModelConfig, name: str) -> str:
-    """The two norms of the 40B architecture have names of their own."""
+    """Name the two norms of the 40B architecture, which have names of their own."""
     if not _is_new(cfg) or cfg.shared_norm:
         return name
     return name.replace(".input_layernorm.", ".ln_attn.").replace(".post_attention_layernorm.", ".ln_mlp.")

@@ -7,7 +7,7 @@ from jaxinfer.config import ModelConfig
 
 
 def grouped(which: str, axis: int = 0) -> Callable[[ModelConfig], Part]:
-    """q, k or v where each key/value head follows its queries, and its value follows it (GPT-NeoX, BLOOM, Falcon)."""
+    """Return q, k or v where each key/value head follows its queries, then its value (GPT-NeoX, BLOOM, Falcon)."""
 
     def part(cfg: ModelConfig) -> Part:
         group = cfg.n_heads // cfg.n_kv_heads
@@ -18,7 +18,7 @@ def grouped(which: str, axis: int = 0) -> Callable[[ModelConfig], Part]:
 
 
 def in_turn(which: str, axis: int = 0) -> Callable[[ModelConfig], Part]:
-    """q, k or v where all heads of q come first, then those of k, then those of v (Phi-3, MPT, GPT-2)."""
+    """Return q, k or v where all heads of q come first, then those of k, then those of v (Phi-3, MPT, GPT-2)."""
 
     def part(cfg: ModelConfig) -> Part:
         n, k = cfg.n_heads, cfg.n_kv_heads
@@ -29,7 +29,7 @@ def in_turn(which: str, axis: int = 0) -> Callable[[ModelConfig], Part]:
 
 
 def whole_model(embed: str, head: str, norm: str) -> tuple[Rule, ...]:
-    """Rows for what is in no layer: the names in Hugging Face files of embedding, head and final norm."""
+    """Return rows for what is in no layer: the names in Hugging Face files of embedding, head and final norm."""
     return (
         Rule("embed/embedding", f"{embed}.weight", "token_embd.weight", "v d -> v d"),
         Rule("head/kernel", f"{head}.weight", "output.weight", "v d -> v d"),
@@ -39,7 +39,7 @@ def whole_model(embed: str, head: str, norm: str) -> tuple[Rule, ...]:
 
 
 def named(prefix: str, names: dict[str, str], axes: dict[str, str]) -> tuple[Rule, ...]:
-    """Rows for weights in layers: parameter -> name in the file, between `prefix` and the suffix that fits it."""
+    """Return rows for weights in layers: parameter -> name in the file, between `prefix` and the suffix that fits."""
     rows = []
     for param, name in names.items():
         block, what = param.rsplit("/", 1)
@@ -51,7 +51,7 @@ def named(prefix: str, names: dict[str, str], axes: dict[str, str]) -> tuple[Rul
 
 
 def qkv(hf: str, part: Callable, bias: bool = True, axis: int = 0) -> tuple[Rule, ...]:
-    """The rows of q, k and v in the fused tensor `hf` (without suffix); axis 1: the file holds [in, out].
+    """Return the rows of q, k and v in the fused tensor `hf` (without suffix); axis 1: the file holds [in, out].
 
     GGUF files have them fused too, all heads in turn and [out, in] whatever the family.
     """
@@ -87,5 +87,5 @@ _GGUF = {
 
 
 def with_biases(names: dict[str, str]) -> dict[str, str]:
-    """The same names for kernels and scales, and for the biases beside them."""
+    """Return the same names for kernels and scales, and for the biases beside them."""
     return names | {path.rsplit("/", 1)[0] + "/bias": name for path, name in names.items()}

@@ -1,4 +1,4 @@
-"""Gemma 1, and Gemma 2: windows in every other layer, norms behind as well as before, caps on scores and logits."""
+"""Gemma 1, and Gemma 2: windows in every other layer, norms after as well as before, caps on scores and logits."""
 
 import math
 from typing import Any
@@ -50,17 +50,17 @@ def _settings(fields: Fields) -> dict[str, Any]:
 
 def _gemma2(fields: Fields) -> ModelConfig:
     n_layers = fields.integer("num_hidden_layers")
-    types = fields.get("layer_types", None)
+    types = fields.listed("layer_types", n_layers, ("sliding_attention", "full_attention"), None)
     if types is None:
         types = ["full_attention" if n % 2 else "sliding_attention" for n in range(n_layers)]
     return hf_decoder(
         fields,
         "gemma2",
-        kinds=windowed(fields, types, n_layers),
+        kinds=windowed(fields, types, n_layers, window=4096),
         post_norms=True,
         query_scale=fields.positive("query_pre_attn_scalar", 256.0) ** -0.5,
-        attention_softcap=fields.number("attn_logit_softcapping", None),
-        logit_softcap=fields.number("final_logit_softcapping", None),
+        attention_softcap=fields.positive("attn_logit_softcapping", None),
+        logit_softcap=fields.positive("final_logit_softcapping", None),
         **_settings(fields),
     )
 
@@ -86,8 +86,8 @@ def _gemma2_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
         kinds=kinds,
         post_norms=True,
         query_scale=width**-0.5,
-        attention_softcap=fields.number("attn_logit_softcapping", None),
-        logit_softcap=fields.number("final_logit_softcapping", None),
+        attention_softcap=fields.positive("attn_logit_softcapping", None),
+        logit_softcap=fields.positive("final_logit_softcapping", None),
         **_gguf_settings(fields),
     )
 
@@ -106,6 +106,7 @@ GEMMA = Family(
     name="gemma",
     rules=(*_RULES, layer("mlp_norm/scale", "post_attention_layernorm", "ffn_norm", "d -> d", **_ONE)),
     hf_types=("gemma",),
+    hf_defaults=dict(max_position_embeddings=8192, num_key_value_heads=16),
     hf_config=lambda fields: hf_decoder(fields, "gemma", **_settings(fields)),
     hf_fields=decoder_fields,
     gguf_arch="gemma",
@@ -122,6 +123,9 @@ GEMMA2 = Family(
         layer("mlp_post_norm/scale", "post_feedforward_layernorm", "post_ffw_norm", "d -> d", **_ONE),
     ),
     hf_types=("gemma2",),
+    hf_defaults=dict(
+        max_position_embeddings=8192, num_key_value_heads=4, attn_logit_softcapping=50.0, final_logit_softcapping=30.0
+    ),
     hf_config=_gemma2,
     hf_fields=_gemma2_fields,
     gguf_arch="gemma2",

@@ -19,7 +19,6 @@ from jaxinfer.checkpoint.families.rope import gguf_rope, hf_rope, rope_fields
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Family, Rule, Tensors
 from jaxinfer.config import LayerKind, ModelConfig, Rope
-from jaxinfer.errors import InputError
 
 # Hugging Face files hold the norms as w, and the model multiplies by 1 + w; GGUF files hold the sum.
 _ONE: dict[str, Any] = {"hf_offset": 1.0}
@@ -56,16 +55,14 @@ def _config(local: LayerKind, globl: LayerKind, types: list[str], query_width: f
 
 
 def _alternating(n_layers: int, period: int) -> list[str]:
-    """Every `period`-th layer is global."""
+    """Make every `period`-th layer global."""
     return ["local" if (n + 1) % period else "global" for n in range(n_layers)]
 
 
 def _layer_types(fields: Fields, n_layers: int) -> list[str]:
-    types = fields.get("layer_types", None)
+    types = fields.listed("layer_types", n_layers, _KINDS, None)
     if types is None:
         return _alternating(n_layers, fields.integer("sliding_window_pattern", 6))
-    if not isinstance(types, list) or len(types) != n_layers or not set(types) <= set(_KINDS):
-        raise InputError(f"{fields.file}: layer_types must be a list of {n_layers} of {', '.join(_KINDS)}")
     return [_KINDS[name] for name in types]
 
 
@@ -79,14 +76,16 @@ def _from_hf(fields: Fields) -> ModelConfig:
     by_type = fields.group("rope_parameters") or Fields(fields.file, {})
     # Scaling reaches the global layers only; a config of transformers 4 holds it in rope_scaling.
     globl = hf_rope(
-        by_type.group("full_attention") or fields.group("rope_scaling"), fields.number("rope_theta", 1_000_000.0)
+        by_type.group("full_attention") or fields.group("rope_scaling"),
+        fields.positive("rope_theta", 1_000_000.0),
+        fields,
     )
-    local = hf_rope(by_type.group("sliding_attention"), fields.number("rope_local_base_freq", 10_000.0))
+    local = hf_rope(by_type.group("sliding_attention"), fields.positive("rope_local_base_freq", 10_000.0))
     return _config(
         types=_layer_types(fields, n_layers),
-        local=LayerKind("local", local, fields.integer("sliding_window")),
+        local=LayerKind("local", local, fields.integer("sliding_window", 4096)),
         globl=LayerKind("global", globl),
-        query_width=fields.number("query_pre_attn_scalar", 256.0),
+        query_width=fields.positive("query_pre_attn_scalar", 256.0),
         # What configs on the hub leave out is what transformers takes for Gemma 3 by default.
         vocab_size=fields.integer("vocab_size", 262_208),
         d_model=fields.integer("hidden_size"),
@@ -95,7 +94,7 @@ def _from_hf(fields: Fields) -> ModelConfig:
         n_kv_heads=fields.integer("num_key_value_heads", 4),
         head_dim=fields.integer("head_dim", 256),
         max_positions=fields.integer("max_position_embeddings", 131_072),
-        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        norm_eps=fields.positive("rms_norm_eps", 1e-6),
         activation=activation(fields, "hidden_activation", "gelu_pytorch_tanh"),
         tie_embeddings=fields.flag("tie_word_embeddings", True),
     )
@@ -129,6 +128,7 @@ def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
     ropes = {name: kind.rope for name in _KINDS for kind in cfg.kinds if kind.name == _KINDS[name] and kind.rope}
     return decoder_fields(cfg) | {
         **window_fields(cfg),
+        "max_position_embeddings": cfg.max_positions,  # what their scaling reaches, unlike in other families
         "hidden_activation": HF_ACTIVATIONS[cfg.activation],
         "query_pre_attn_scalar": round((cfg.query_scale or cfg.head_dim**-0.5) ** -2),
         "rope_parameters": {name: rope_fields(rope, cfg.head_dim) for name, rope in ropes.items()},

@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from jaxinfer.checkpoint.families.common import HF_ACTIVATIONS, activation, gguf_decoder, gguf_layer_norm, without_rope
+from jaxinfer.checkpoint.families.common import (
+    HF_ACTIVATIONS,
+    activation,
+    even_share,
+    gguf_decoder,
+    gguf_layer_norm,
+    without_rope,
+)
 from jaxinfer.checkpoint.families.fused import in_turn, named, qkv, whole_model, with_biases
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Family, Rule, Tensors
@@ -44,10 +51,10 @@ def _from_hf(fields: Fields) -> ModelConfig:
         d_ff=fields.integer("n_inner", 4 * d_model),
         n_heads=n_heads,
         n_kv_heads=n_heads,
-        head_dim=d_model // n_heads,
+        head_dim=even_share(fields, d_model, n_heads),
         segments=(Segment((LayerKind("global", None),), fields.integer("n_layer", 12)),),
         max_positions=fields.integer("n_positions", 1024),
-        norm_eps=fields.number("layer_norm_epsilon", 1e-5),
+        norm_eps=fields.positive("layer_norm_epsilon", 1e-5),
         **_BLOCK,
         activation=activation(fields, "activation_function", "gelu_new"),
         query_scale=None if fields.flag("scale_attn_weights", True) else 1.0,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxinfer.checkpoint.families.common import decoder_fields, gguf_decoder, gguf_layer_norm, hf_decoder
+from jaxinfer.checkpoint.families.common import decoder_fields, even_share, gguf_decoder, gguf_layer_norm, hf_decoder
 from jaxinfer.checkpoint.families.fused import MLP_AXES, grouped, named, qkv, whole_model, with_biases
 from jaxinfer.checkpoint.families.rope import partial_width, rope_of
 from jaxinfer.checkpoint.fields import Fields
@@ -19,9 +19,9 @@ _LAYERS = {
 
 
 def _from_hf(fields: Fields) -> ModelConfig:
-    width = fields.integer("hidden_size") // fields.integer("num_attention_heads")
+    width = even_share(fields, fields.integer("hidden_size"), fields.integer("num_attention_heads"))
     turning = partial_width(fields, "rotary_pct", width, 0.25)
-    rope = rope_of(fields, fields.number("rotary_emb_base", 10_000.0), turning)
+    rope = rope_of(fields, fields.positive("rotary_emb_base", 10_000.0), turning)
     bias = fields.flag("attention_bias", True)
     return hf_decoder(
         fields,
@@ -30,7 +30,7 @@ def _from_hf(fields: Fields) -> ModelConfig:
         n_kv_heads=fields.integer("num_attention_heads"),
         norm="layer",
         norm_bias=True,
-        norm_eps=fields.number("layer_norm_eps", 1e-5),
+        norm_eps=fields.positive("layer_norm_eps", 1e-5),
         gated=False,
         attention_bias=bias,
         output_bias=bias,
@@ -74,6 +74,7 @@ GPT_NEOX = Family(
         *named("gpt_neox.layers", with_biases(_LAYERS), MLP_AXES),
     ),
     hf_types=("gpt_neox",),
+    hf_defaults=dict(hidden_act="gelu"),
     hf_config=_from_hf,
     hf_fields=_hf_fields,
     gguf_arch="gptneox",

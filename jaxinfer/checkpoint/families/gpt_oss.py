@@ -21,16 +21,21 @@ from jaxinfer.checkpoint.families.common import (
     window_fields,
     windowed,
 )
+from jaxinfer.checkpoint.families.rope import rope_group, rope_of
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Family, Part, Rule, Tensor, Tensors
 from jaxinfer.config import LayerKind, ModelConfig, MoE, Rope
 
+# Configurations leave these out: transformers fills them in.
+_YARN = dict(rope_type="yarn", factor=32.0, truncate=False, original_max_position_embeddings=4096)
 _FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)  # OCP MX, E2M1
 
 
 def _config(fields: Fields) -> ModelConfig:
     n_layers = fields.integer("num_hidden_layers")
-    types = fields.get("layer_types", None)
+    if rope_group(fields) is None:
+        fields = replace(fields, values=fields.values | {"rope_parameters": _YARN})
+    types = fields.listed("layer_types", n_layers, ("sliding_attention", "full_attention"), None)
     if types is None:
         types = ["full_attention" if n % 2 else "sliding_attention" for n in range(n_layers)]
     fields.require("swiglu_alpha", 1.702)
@@ -39,13 +44,13 @@ def _config(fields: Fields) -> ModelConfig:
     moe = MoE(experts, top_k, fields.integer("intermediate_size"), router="topk", bias=True)
     bias = fields.flag("attention_bias", True)
     settings = dict(attention_bias=bias, output_bias=bias, sinks=True, activation="swiglu_clamped")
-    eps = fields.number("rms_norm_eps", 1e-5)
-    kinds = windowed(fields, types, n_layers, moe)
+    eps = fields.positive("rms_norm_eps", 1e-5)
+    kinds = windowed(fields, types, n_layers, moe, window=128, rope=rope_of(fields, 150_000.0))
     return hf_decoder(fields, "gpt_oss", kinds=kinds, norm_eps=eps, head_dim=fields.integer("head_dim", 64), **settings)
 
 
 def _from_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
-    """What the metadata lacks is as published: windows in even layers, YaRN's blend between unrounded dimensions."""
+    """Read a GGUF file. What it lacks is as published: windows in even layers, YaRN's blend of unrounded dimensions."""
     window, width = fields.integer("attention.sliding_window"), fields.integer("feed_forward_length")
     d_ff = fields.integer("expert_feed_forward_length", width)
     experts, top_k = fields.integer("expert_count"), fields.integer("expert_used_count")
@@ -73,7 +78,7 @@ def _fields(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def _half(start: int, axis: int):
-    """Gate and up come in turn, one column each."""
+    """Return the part of a tensor in which gate and up come in turn, one column each."""
     return lambda cfg: Part(start, 1, 2, cfg.kinds[0].moe.d_ff, axis)
 
 
@@ -85,7 +90,7 @@ def _experts(param: str, hf: str, axes: str, gguf_axes: str, part=None) -> Rule:
 
 
 def unpacked(tensors: Tensors) -> Tensors:
-    """The file's tensors, with each pair `*_blocks`, `*_scales` as the one tensor that it is packed of."""
+    """Return the file's tensors, with each pair `*_blocks`, `*_scales` as the one tensor that it packs."""
     found = {name: x for name, x in tensors.items() if not name.endswith(("_blocks", "_scales"))}
     for name, blocks in tensors.items():
         stem = name.removesuffix("_blocks")
@@ -95,7 +100,7 @@ def unpacked(tensors: Tensors) -> Tensors:
 
 
 def _mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
-    """blocks uint8[E, out, in / 32, 16], two numbers a byte, the low half first; scales uint8[E, out, in / 32]."""
+    """Widen blocks uint8[E, out, in / 32, 16], two numbers a byte, low half first, by scales uint8[E, out, in / 32]."""
     experts, n_out, groups, half = blocks.shape
 
     def rows(start: int, stop: int) -> np.ndarray:
@@ -129,6 +134,7 @@ GPT_OSS = Family(
         _experts("down_bias", "down_proj_bias", "e d -> e d", "e d -> e d"),
     ),
     hf_types=("gpt_oss",),
+    hf_defaults=dict(max_position_embeddings=131_072, num_key_value_heads=8),
     hf_config=_config,
     hf_fields=_fields,
     gguf_arch="gpt-oss",

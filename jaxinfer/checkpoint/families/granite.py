@@ -26,9 +26,9 @@ def _from_hf(fields: Fields) -> ModelConfig:
         attention_bias=bias,
         output_bias=bias,
         mlp_bias=fields.flag("mlp_bias", False),
-        embed_scale=fields.number("embedding_multiplier", 1.0),
-        residual_scale=fields.number("residual_multiplier", 1.0),
-        query_scale=fields.number("attention_multiplier", 1.0),
+        embed_scale=fields.positive("embedding_multiplier", 1.0),
+        residual_scale=fields.positive("residual_multiplier", 1.0),
+        query_scale=fields.positive("attention_multiplier", 1.0),
         logit_scale=1.0 / fields.positive("logits_scaling", 1.0),
     )
 

@@ -32,10 +32,12 @@ def _from_hf(fields: Fields) -> ModelConfig:
 
 
 def _from_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
-    """Mixtral's files call themselves llama too."""
-    return (
-        mixtral_from_gguf(fields, tensors) if fields.get("expert_count", 0) else gguf_decoder(fields, tensors, "llama")
-    )
+    """Read a GGUF file of Llama, or of Mixtral, whose files call themselves llama too."""
+    if fields.get("expert_count", 0):
+        return mixtral_from_gguf(fields, tensors)
+    biased = {"attention_bias": "attn_q", "output_bias": "attn_output", "mlp_bias": "ffn_up"}
+    settings = {name: f"blk.0.{tensor}.bias" in tensors for name, tensor in biased.items()}
+    return gguf_decoder(fields, tensors, "llama", **settings)
 
 
 LLAMA = Family(

@@ -7,10 +7,10 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxinfer.checkpoint.families.common import gguf_vocab_size, shortest_segments
-from jaxinfer.checkpoint.fields import Fields
+from jaxinfer.checkpoint.fields import Fields, is_finite
 from jaxinfer.checkpoint.mapping import Family, Rule, Tensor, Tensors
 from jaxinfer.config import SSM, LayerKind, ModelConfig
-from jaxinfer.errors import InputError
+from jaxinfer.errors import InputError, shown
 
 NO_BOUND = 1 << 20  # the state has no end; positions are counted all the same
 
@@ -35,14 +35,14 @@ _RULES = (
 
 def _decoder(fields: Fields, family: str, ssm: SSM, tied: bool) -> ModelConfig:
     if fields.text("hidden_act", "silu") != "silu":
-        raise InputError(f"{fields.file}: hidden_act={fields.text('hidden_act')!r}: only 'silu' is supported")
+        raise InputError(f"{fields.file}: hidden_act={shown(fields.text('hidden_act'))}: only 'silu' is supported")
     return _model(
         ssm,
         fields.integer("num_hidden_layers"),
         family=family,
         vocab_size=fields.integer("vocab_size"),
         d_model=fields.integer("hidden_size"),
-        norm_eps=fields.number("layer_norm_epsilon", 1e-5),
+        norm_eps=fields.positive("layer_norm_epsilon", 1e-5),
         tie_embeddings=fields.flag("tie_word_embeddings", tied),
     )
 
@@ -61,7 +61,7 @@ def _model(ssm: SSM, n_layers: int, **settings: Any) -> ModelConfig:
 
 def _common(fields: Fields) -> dict[str, Any]:
     return dict(
-        width=int(fields.number("expand", 2) * fields.integer("hidden_size")),
+        width=int(fields.positive("expand", 2) * fields.integer("hidden_size")),
         conv=fields.integer("conv_kernel", 4),
         bias=fields.flag("use_bias", False),
         conv_bias=fields.flag("use_conv_bias", True),
@@ -76,10 +76,10 @@ def _mamba(fields: Fields) -> ModelConfig:
 
 
 def _mamba2(fields: Fields) -> ModelConfig:
-    limit = fields.get("time_step_limit", [0.0, math.inf])
-    if not isinstance(limit, list) or len(limit) != 2:
-        raise InputError(f"{fields.file}: field 'time_step_limit' must be a list of two numbers, not {limit!r}")
-    low, high = (float(x["__float__"] if isinstance(x, dict) else x) for x in limit)
+    low, high = map(_bound, fields.listed("time_step_limit", 2, None, [0.0, math.inf]))
+    if low is None or high is None:
+        found = shown(fields.get("time_step_limit"))
+        raise InputError(f"{fields.file}: field 'time_step_limit' must be a list of two numbers, not {found}")
     ssm = SSM(
         2,
         state=fields.integer("state_size", 128),
@@ -91,8 +91,16 @@ def _mamba2(fields: Fields) -> ModelConfig:
     return _decoder(fields, "mamba2", ssm, False)
 
 
+def _bound(value: Any) -> float | None:
+    """Read a number, or infinity as transformers writes it, {"__float__": "Infinity"}; None for anything else."""
+    if isinstance(value, dict):
+        return {"Infinity": math.inf, "-Infinity": -math.inf}.get(str(value.get("__float__")))
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and (value in (math.inf, -math.inf) or is_finite(value)) else None
+
+
 def _gguf(version: Literal[1, 2], family: str):
-    """A reader of GGUF metadata, in which `time_step_rank` counts the heads of Mamba-2."""
+    """Return a reader of GGUF metadata, in which `time_step_rank` counts the heads of Mamba-2."""
 
     def read(fields: Fields, tensors: Tensors) -> ModelConfig:
         fields.refuse("ssm.dt_b_c_rms", "norms of dt, B and C (FalconMamba) are not supported")
@@ -122,7 +130,7 @@ def _gguf(version: Literal[1, 2], family: str):
 
 
 def _from_gguf_tensors(cfg: ModelConfig, tensors: Tensors) -> Tensors:
-    """The decay is stored as A itself, minus exp(A_log), and Mamba-2's norm as one row a group."""
+    """Undo how files store the decay, as A itself, minus exp(A_log), and Mamba-2's norm, as one row a group."""
     found = dict(tensors)
     for name, x in tensors.items():
         if name.endswith(".ssm_a"):
@@ -137,7 +145,7 @@ def _a_log(a: Tensor, start: int, stop: int) -> np.ndarray:
 
 
 def _flat(matrix: Tensor, start: int, stop: int) -> np.ndarray:
-    """Elements of a matrix, row after row."""
+    """Return the elements of a matrix, row after row."""
     width = matrix.shape[1]
     first = start // width
     return matrix.rows(first, -(-stop // width)).reshape(-1)[start - first * width : stop - first * width]

@@ -25,6 +25,7 @@ MISTRAL = Family(  # their GGUF files say "llama"
     name="mistral",
     rules=(*EMBED, *NORMS, *QUERY_AND_KEY, *VALUE_AND_OUTPUT, *GATED_MLP),
     hf_types=("mistral",),
+    hf_defaults=dict(max_position_embeddings=131_072, num_key_value_heads=8, sliding_window=4096),
     hf_config=_from_hf,
     hf_fields=lambda cfg: decoder_fields(cfg) | {"sliding_window": cfg.kinds[0].window},
     ignore=r".*\.rotary_emb\.inv_freq|lm_head\.weight",

@@ -19,13 +19,12 @@ from jaxinfer.checkpoint.families.rope import rope_of
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Family, Rule, Tensors
 from jaxinfer.config import LayerKind, ModelConfig, MoE, Rope
-from jaxinfer.errors import InputError
 
 _ATTENTION = (*EMBED, *NORMS, *QUERY_AND_KEY, *VALUE_AND_OUTPUT)
 
 
 def experts(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
-    """The rows of a router and of experts that are tensors of their own."""
+    """Return the rows of a router and of experts that are tensors of their own."""
     return (
         layer("moe/router/kernel", f"{block}.gate", "ffn_gate_inp", "e d -> e d"),
         layer("moe/gate", f"{block}.experts.{{e}}.{gate}", "ffn_gate_exps", "f d -> f d", gguf_axes="e f d -> e f d"),
@@ -35,7 +34,7 @@ def experts(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
 
 
 def shared_experts(block: str) -> tuple[Rule, ...]:
-    """The rows of the expert that all tokens share."""
+    """Return the rows of the expert that all tokens share."""
     return (
         layer("moe/shared/gate/kernel", f"{block}.gate_proj", "ffn_gate_shexp", "f d -> f d"),
         layer("moe/shared/up/kernel", f"{block}.up_proj", "ffn_up_shexp", "f d -> f d"),
@@ -71,12 +70,10 @@ def _mixtral(fields: Fields) -> ModelConfig:
 
 
 def _sparse_kinds(fields: Fields, moe: MoE) -> list[LayerKind]:
-    """Experts in every `decoder_sparse_step`-th layer, save those that `mlp_only_layers` lists."""
+    """Put experts into every `decoder_sparse_step`-th layer, save those that `mlp_only_layers` lists."""
     fields.refuse("use_sliding_window", "windows are not supported for this family yet")
     rope, step = rope_of(fields), fields.integer("decoder_sparse_step", 1)
-    without = fields.get("mlp_only_layers", [])
-    if not isinstance(without, list):
-        raise InputError(f"{fields.file}: field 'mlp_only_layers' must be a list of layers, not {without!r}")
+    without = fields.listed("mlp_only_layers", None, default=[])
     dense, sparse = LayerKind("dense", rope), LayerKind("sparse", rope, moe=moe)
     layers = range(fields.integer("num_hidden_layers"))
     return [sparse if (n + 1) % step == 0 and n not in without else dense for n in layers]
@@ -115,13 +112,13 @@ def _olmoe(fields: Fields) -> ModelConfig:
         normalize=fields.flag("norm_topk_prob", False),
     )
     kind = LayerKind("global", rope_of(fields), moe=moe)
-    eps = fields.number("rms_norm_eps", 1e-5)
+    eps = fields.positive("rms_norm_eps", 1e-5)
     kinds = [kind] * fields.integer("num_hidden_layers")
     return hf_decoder(fields, "olmoe", kinds=kinds, qk_norm="whole", norm_eps=eps)
 
 
 def _gguf(family: str, d_ff: str, of_moe: dict[str, Any], name: str = "sparse", **settings: Any):
-    """A reader of GGUF metadata: experts in every layer, whose width is the field `d_ff`; `name`: of their kind."""
+    """Make a reader of GGUF metadata: experts in every layer, of the width in field `d_ff`; `name`: of their kind."""
 
     def read(fields: Fields, tensors: Tensors) -> ModelConfig:
         shared = "expert_shared_feed_forward_length"
@@ -168,6 +165,7 @@ MIXTRAL = Family(
     name="mixtral",
     rules=(*EMBED, *NORMS, *TURNED_QUERY_AND_KEY, *VALUE_AND_OUTPUT, *experts("block_sparse_moe", "w1", "w3", "w2")),
     hf_types=("mixtral",),
+    hf_defaults=dict(max_position_embeddings=131_072, num_key_value_heads=8, rms_norm_eps=1e-05),
     hf_config=_mixtral,
     hf_fields=_hf_fields,
     ignore=r"lm_head\.weight",
@@ -177,6 +175,7 @@ QWEN2_MOE = Family(
     name="qwen2_moe",
     rules=(*_ATTENTION, *biases(*QUERY_AND_KEY, VALUE_AND_OUTPUT[0]), *GATED_MLP, *_EXPERTS, *_SHARED),
     hf_types=("qwen2_moe",),
+    hf_defaults=dict(max_position_embeddings=32_768, num_key_value_heads=16),
     hf_config=_qwen2,
     hf_fields=_hf_fields,
     gguf_arch="qwen2moe",
@@ -188,6 +187,7 @@ QWEN3_MOE = Family(
     name="qwen3_moe",
     rules=(*_ATTENTION, *biases(*QUERY_AND_KEY, *VALUE_AND_OUTPUT), *_HEAD_NORMS, *GATED_MLP, *_EXPERTS),
     hf_types=("qwen3_moe",),
+    hf_defaults=dict(max_position_embeddings=32_768, num_key_value_heads=4),
     hf_config=_qwen3,
     hf_fields=_hf_fields,
     gguf_arch="qwen3moe",
@@ -199,6 +199,7 @@ OLMOE = Family(
     name="olmoe",
     rules=(*_ATTENTION, *_ALL_NORMS, *_EXPERTS),
     hf_types=("olmoe",),
+    hf_defaults=dict(max_position_embeddings=4096),
     hf_config=_olmoe,
     hf_fields=_hf_fields,
     gguf_arch="olmoe",

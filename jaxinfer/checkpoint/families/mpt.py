@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxinfer.checkpoint.families.common import gguf_decoder, gguf_layer_norm, without_rope
+from jaxinfer.checkpoint.families.common import even_share, gguf_decoder, gguf_layer_norm, without_rope
 from jaxinfer.checkpoint.families.fused import MLP_AXES, in_turn, named, qkv, whole_model
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Family, Tensors
@@ -36,12 +36,12 @@ def _from_hf(fields: Fields) -> ModelConfig:
         d_ff=fields.integer("expansion_ratio", 4) * d_model,
         n_heads=n_heads,
         n_kv_heads=n_heads,
-        head_dim=d_model // n_heads,
+        head_dim=even_share(fields, d_model, n_heads),
         segments=(Segment((LayerKind("global", None),), fields.integer("n_layers")),),
         max_positions=fields.integer("max_seq_len", 2048),
-        norm_eps=fields.number("layer_norm_epsilon", 1e-5),
+        norm_eps=fields.positive("layer_norm_epsilon", 1e-5),
         **_BLOCK,
-        query_scale=attention.number("softmax_scale", None),
+        query_scale=attention.positive("softmax_scale", None),
         tie_embeddings=fields.flag("tie_word_embeddings", True),
     )
 

@@ -1,4 +1,4 @@
-"""OLMo 2: norms behind attention and MLP, none before; q and k are normalized over all heads as one."""
+"""OLMo 2: norms after attention and MLP, none before; q and k are normalized over all heads as one."""
 
 from typing import Any
 
@@ -41,6 +41,7 @@ OLMO2 = Family(
         NORMS[-1],
     ),
     hf_types=("olmo2",),
+    hf_defaults=dict(rms_norm_eps=1e-05),
     hf_config=_from_hf,
     hf_fields=decoder_fields,
     gguf_arch="olmo2",

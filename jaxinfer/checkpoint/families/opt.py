@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxinfer.checkpoint.families.common import HF_ACTIVATIONS, activation
+from jaxinfer.checkpoint.families.common import HF_ACTIVATIONS, activation, even_share
 from jaxinfer.checkpoint.families.fused import GGUF_AXES, named, whole_model, with_biases
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Family, Part, Rule
@@ -26,7 +26,7 @@ def _from_hf(fields: Fields) -> ModelConfig:
     d_model, n_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     if not fields.flag("do_layer_norm_before", True) or fields.integer("word_embed_proj_dim", d_model) != d_model:
         raise InputError(
-            f"{fields.file}: norms behind the residual and projected embeddings (OPT-350m) are not supported"
+            f"{fields.file}: norms after the residual and projected embeddings (OPT-350m) are not supported"
         )
     bias = fields.flag("enable_bias", True)
     return ModelConfig(
@@ -36,7 +36,7 @@ def _from_hf(fields: Fields) -> ModelConfig:
         d_ff=fields.integer("ffn_dim"),
         n_heads=n_heads,
         n_kv_heads=n_heads,
-        head_dim=d_model // n_heads,
+        head_dim=even_share(fields, d_model, n_heads),
         segments=(Segment((LayerKind("global", None),), fields.integer("num_hidden_layers")),),
         max_positions=fields.integer("max_position_embeddings", 2048),
         norm="layer",
@@ -51,7 +51,7 @@ def _from_hf(fields: Fields) -> ModelConfig:
     )
 
 
-def _behind_offset(cfg: ModelConfig) -> Part:
+def _after_offset(cfg: ModelConfig) -> Part:
     return Part(_OFFSET, cfg.max_positions, cfg.max_positions + _OFFSET)
 
 
@@ -74,7 +74,7 @@ OPT = Family(
     name="opt",
     rules=(
         *whole_model("model.decoder.embed_tokens", "lm_head", "model.decoder.final_layer_norm"),
-        Rule("embed/positions", "model.decoder.embed_positions.weight", None, "p d -> p d", part=_behind_offset),
+        Rule("embed/positions", "model.decoder.embed_positions.weight", None, "p d -> p d", part=_after_offset),
         *named("model.decoder.layers", with_biases(_LAYERS), GGUF_AXES),
     ),
     hf_types=("opt",),

@@ -44,6 +44,8 @@ def _from_gguf(fields: Fields, tensors: Tensors) -> ModelConfig:
 
 def _hf_fields(cfg: ModelConfig) -> dict[str, Any]:
     rope = cfg.kinds[0].rope or Rope()
+    if rope.scaling and rope.scaling.kind not in ("longrope", "ntk"):  # ntk: a base, and no scaling in the file
+        raise InputError(f"transformers has no {rope.scaling.kind} scaling of this family's positions")
     original = rope.scaling.original_max_positions if rope.scaling else cfg.max_positions
     return decoder_fields(cfg) | {
         "sliding_window": cfg.kinds[0].window,
@@ -64,6 +66,7 @@ PHI3 = Family(
         GATED_MLP[2],
     ),
     hf_types=("phi3",),
+    hf_defaults=dict(max_position_embeddings=4096, original_max_position_embeddings=4096, rms_norm_eps=1e-05),
     hf_config=_from_hf,
     hf_fields=_hf_fields,
     gguf_arch="phi3",

@@ -23,11 +23,11 @@ _RULES = (*EMBED, *NORMS, *QUERY_AND_KEY, *VALUE_AND_OUTPUT, *GATED_MLP)
 
 def _kinds(fields: Fields) -> list[LayerKind]:
     n_layers = fields.integer("num_hidden_layers")
-    types = fields.get("layer_types", None)
+    types = fields.listed("layer_types", n_layers, ("sliding_attention", "full_attention"), None)
     if types is None and fields.flag("use_sliding_window", False):
         whole = fields.integer("max_window_layers", n_layers)  # the layers below it see everything
         types = ["full_attention" if n < whole else "sliding_attention" for n in range(n_layers)]
-    return windowed(fields, types, n_layers)
+    return windowed(fields, types, n_layers, window=4096)
 
 
 def _qwen2(fields: Fields) -> ModelConfig:
@@ -45,6 +45,7 @@ QWEN2 = Family(
     name="qwen2",
     rules=(*_RULES, *biases(*QUERY_AND_KEY, VALUE_AND_OUTPUT[0])),
     hf_types=("qwen2",),
+    hf_defaults=dict(max_position_embeddings=32_768, num_key_value_heads=32),
     hf_config=_qwen2,
     hf_fields=lambda cfg: decoder_fields(cfg) | window_fields(cfg),
     gguf_arch="qwen2",
@@ -61,6 +62,7 @@ QWEN3 = Family(
         layer("attention/k_norm/scale", "self_attn.k_norm", "attn_k_norm", "h -> h"),
     ),
     hf_types=("qwen3",),
+    hf_defaults=dict(max_position_embeddings=32_768, num_key_value_heads=32),
     hf_config=_qwen3,
     hf_fields=lambda cfg: decoder_fields(cfg) | window_fields(cfg),
     gguf_arch="qwen3",

@@ -15,17 +15,14 @@ from jaxinfer.checkpoint.families.rope import rope_of
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Family
 from jaxinfer.config import LayerKind, ModelConfig, Rope
-from jaxinfer.errors import InputError
 
 
 def _from_hf(fields: Fields) -> ModelConfig:
     fields.refuse("use_sliding_window", "windows are not supported for this family")
     n_layers, interval = fields.integer("num_hidden_layers"), fields.integer("no_rope_layer_interval", 4)
-    turned = fields.get("no_rope_layers", None)  # in spite of its name: 1 where there is RoPE
+    turned = fields.listed("no_rope_layers", n_layers, (0, 1), None)  # in spite of its name: 1 where there is RoPE
     if turned is None:
         turned = [int((n + 1) % interval != 0) for n in range(n_layers)]
-    if not isinstance(turned, list) or len(turned) != n_layers or not set(turned) <= {0, 1}:
-        raise InputError(f"{fields.file}: no_rope_layers must be a list of {n_layers} of 0, 1")
     rope = LayerKind("global", rope_of(fields, 2_000_000.0))
     bias = fields.flag("attention_bias", False)
     return hf_decoder(
@@ -40,7 +37,7 @@ def _from_hf(fields: Fields) -> ModelConfig:
 
 
 def _kinds(rope: Rope, n_layers: int) -> list[LayerKind]:
-    """GGUF files do not say which layers have no positions: every fourth, as in llama.cpp."""
+    """Make every fourth layer one without positions, as llama.cpp does: GGUF files do not say which have none."""
     plain, nope = LayerKind("global", rope), LayerKind("nope", None)
     return [plain if (n + 1) % 4 else nope for n in range(n_layers)]
 
@@ -56,6 +53,7 @@ SMOLLM3 = Family(
         *biases(*TURNED_QUERY_AND_KEY, *VALUE_AND_OUTPUT, *GATED_MLP),
     ),
     hf_types=("smollm3",),
+    hf_defaults=dict(max_position_embeddings=32_768, num_key_value_heads=4),
     hf_config=_from_hf,
     hf_fields=lambda cfg: decoder_fields(cfg) | {"no_rope_layers": [int(kind.rope is not None) for kind in cfg.layers]},
     gguf_arch="smollm3",

@@ -1,0 +1,1 @@
+"""Constraints: patterns and schemas that a text is held to, as automata over a model's tokens."""

@@ -1,0 +1,1 @@
+"""Sampling: its settings, what they do to a distribution, and the rules by which guesses are accepted."""

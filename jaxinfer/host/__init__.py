@@ -1,0 +1,1 @@
+"""The host: input of users and files, checked once, and the process and signals of a command."""

@@ -1,0 +1,179 @@
+"""A model where it lies: what it reads of prompts, and the caches that this leaves."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinfer.cache import CachePolicy, Dense
+from jaxinfer.cache.store import STORE_AXES, Cache, gather, round_up
+from jaxinfer.config import ModelConfig
+from jaxinfer.decoding.contract import Companion
+from jaxinfer.decoding.sampling.settings import bucket
+from jaxinfer.network.transformer import Transformer
+from jaxinfer.runtime.compiled import program
+from jaxinfer.runtime.prefill import Give, nothing, prefill
+from jaxinfer.sharding import Sharding, choices
+
+LARGEST_CHUNK = 512  # tokens of a row that one prefill call takes; on a CPU, of all rows
+SMALLEST_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class PlacedModel:
+    """A model where it lies: static network, parameters, and how they are spread over devices."""
+
+    model: Transformer
+    params: Any  # in the form that runs best here: see `weights.layer_stack.for_cpu`
+    layout: Sharding | None = None
+    extras: dict[str, Any] = field(default_factory=dict)  # by name: arrays, or the PlacedModel of a second model
+
+    def place(self, x: np.ndarray, *axes: str | None) -> jax.Array:
+        # A copy: what lies on the device may be donated, and must not share memory with the host's array.
+        return jax.device_put(x.copy()) if self.layout is None else self.layout.place(x, axes)
+
+    def empty_cache(self, policy: CachePolicy, lengths: np.ndarray, capacity: int) -> Cache:
+        """Make a cache for prompts of so many tokens, int[B]."""
+        cfg = self.model.cfg
+        cache = _empty_cache(policy, cfg, len(lengths), policy.capacity or capacity, self.model.dtype)
+        if self._follows_length:
+            cache = dataclasses.replace(cache, prompt=jnp.array(lengths, jnp.int32))
+        return self._placed(cache)
+
+    def read(
+        self,
+        policy: CachePolicy,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        ends: np.ndarray,
+        copies: int = 1,
+        give: Give = nothing,
+    ) -> tuple[Cache, list[Any], float]:
+        """Read prompts i32[B, M] of lengths[B] but for their last tokens: a cache, and the rest as in `prefill`.
+
+        copies: how many rows each of them becomes, of up to ends[B] tokens. Where rows can share what they begin with,
+        one reads it for all. Raises InputError where the policy has no room, before anything is read.
+        """
+        n, common = lengths - 1, self.check_room(policy, tokens, lengths, ends, copies)
+        cache, shared, compiling = self.empty_cache(policy, lengths, tokens.shape[1]), [], 0.0
+        if common:
+            one = self._gathered(cache, np.zeros(1, np.int32))
+            one, parts, compiling = self.prefill(one, tokens[:1, :common], np.full(1, common), give)
+            cache = self._gathered(one, np.zeros_like(n))
+            shared = [jnp.repeat(jnp.concatenate(parts, axis=1)[:, :common], len(n), axis=0)] if parts else []
+        cache, parts, more = self.prefill(cache, tokens[:, common:], n - common, give)
+        cache = self._gathered(cache, np.repeat(np.arange(len(n)), copies)) if copies > 1 else cache
+        return cache, [*shared, *parts], compiling + more
+
+    def check_room(
+        self, policy: CachePolicy, tokens: np.ndarray, lengths: np.ndarray, ends: np.ndarray, copies: int = 1
+    ) -> int:
+        """Count the tokens of prompts i32[B, M] that all rows share. Raises InputError where the policy has no room."""
+        common = 0 if self._follows_length else policy.whole(_common(tokens, lengths - 1))
+        policy.check_room(self.model.cfg, lengths, ends, copies, common)
+        return common
+
+    @property
+    def _follows_length(self) -> bool:
+        """Tell whether keys are turned by frequencies that the length of the prompt decides."""
+        return any(k.rope and k.rope.scaling and k.rope.scaling.follows_length for k in self.model.cfg.kinds)
+
+    def _gathered(self, cache: Cache, rows: np.ndarray) -> Cache:
+        return self._placed(_gathered(cache, jnp.asarray(rows)))
+
+    def _placed(self, cache: Cache) -> Cache:
+        layout, rows = self.layout, len(cache.length)
+        if layout is None:
+            return cache
+
+        def axes_of(x):
+            axes = STORE_AXES if x.ndim >= 4 else ("batch", None, None)
+            sized = zip(axes[: x.ndim], x.shape, strict=True)
+            # An axis of another size is one of blocks, which rows on any device share.
+            return tuple(None if axis == "batch" and size != rows else axis for axis, size in sized)
+
+        return jax.tree.map(lambda x: layout.place(x, axes_of(x)), cache)
+
+    def prefill(
+        self, cache: Cache, tokens: np.ndarray, n: np.ndarray, give: Give = nothing
+    ) -> tuple[Cache, list[Any], float]:
+        """Commit the first n[B] of tokens i32[B, P], chunk by chunk.
+
+        Returns the cache, what `give` makes of each chunk, [B, T, ...], if it makes something, and the seconds spent
+        compiling.
+        """
+        parts: list[Any] = []
+        compiling, done = 0.0, 0
+        for width in chunks(int(n.max(initial=0)), len(n)):
+            part = np.zeros((tokens.shape[0], width), np.int32)
+            given = tokens[:, done : done + width]
+            part[:, : given.shape[1]] = given
+            cache, found, seconds = self.read_chunk(cache, part, np.clip(n - done, 0, width), give)
+            parts += [] if found is None else [found]
+            compiling += seconds
+            done += width
+        return cache, parts, compiling
+
+    def read_chunk(
+        self, cache: Cache, tokens: np.ndarray, n: np.ndarray, give: Give, *more: np.ndarray
+    ) -> tuple[Cache, Any, float]:
+        """Run `prefill` on i32[B, T] arrays, tokens and what `give` takes: its results, and seconds spent compiling."""
+        first, *rest = (self.place(x, "batch", "tokens") for x in (tokens, *more))
+        args = (self.params, cache, first, self.place(n.astype(np.int32), "batch"), *rest)
+        call, new = program(prefill, (self.model, give), args, carry=1, layout=self.layout)
+        cache, found = call.call(*args)
+        return cache, found, call.seconds if new else 0.0
+
+    def companions(
+        self, needs: Sequence[str], tokens: np.ndarray, lengths: np.ndarray, ends: np.ndarray, copies: int
+    ) -> tuple[dict[str, Any], float]:
+        """Give the extras of these names, and seconds spent compiling. `a.b` names the extra b of the extra a, a model.
+
+        Models have read the prompts, as `read` does, into a cache that holds every token.
+        """
+        found, compiling = {}, 0.0
+        for name in dict.fromkeys(need.partition(".")[0] for need in needs):
+            extra = found[name] = self.extras[name]
+            if isinstance(extra, PlacedModel):
+                cache, _, own = extra.read(Dense(), tokens, lengths, ends, copies)
+                below = [need.removeprefix(f"{name}.") for need in needs if need.startswith(f"{name}.")]
+                more, theirs = extra.companions(below, tokens, lengths, ends, copies)
+                found[name] = Companion(extra.params, cache, extra.model, more)
+                compiling += own + theirs
+        return found, compiling
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _empty_cache(policy: CachePolicy, cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> Cache:
+    return policy.init(cfg, batch, capacity, dtype)
+
+
+_gathered = jax.jit(gather)
+
+
+def _common(tokens: np.ndarray, n: np.ndarray) -> int:
+    """Count the tokens with which all rows begin, of the first n[B] of tokens i32[B, M]. A row alone has no others."""
+    if len(n) == 1:
+        return 0
+    alike = (tokens == tokens[:1]).all(axis=0)
+    return int(min(n.min(), alike.argmin() if not alike.all() else len(alike)))
+
+
+def chunks(n: int, rows: int = 1) -> list[int]:
+    """Choose the widths of the prefill calls for n tokens of each row: few calls, little padding, and one program.
+
+    All are the same: a power of two, or the next eighth of the largest that there is. On a CPU the rows of a batch
+    share `LARGEST_CHUNK` (docs/cpu.md).
+    """
+    largest = LARGEST_CHUNK
+    if choices.FEW_TOKENS_A_CALL.here():
+        largest = max(LARGEST_CHUNK // bucket(rows), SMALLEST_CHUNK)
+    calls = -(-n // largest)
+    each = -(-n // max(calls, 1))
+    width = min(bucket(each), round_up(each, largest // 8))
+    return [max(width, SMALLEST_CHUNK)] * calls

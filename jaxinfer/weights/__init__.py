@@ -1,0 +1,1 @@
+"""Weights: formats, and the products of activations with them."""
