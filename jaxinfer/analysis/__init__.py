@@ -1,5 +1,5 @@
-"""What a model and a technique are worth: quality, and later speed against its physical limits."""
+"""The worth of a model and of a technique: quality, acceptance, and the cost of a step."""
 
-from jaxinfer.analysis.quality import Perplexity, perplexity
+from jaxinfer.analysis.quality import Divergence, Perplexity, divergence, last_word, multiple_choice, perplexity
 
-__all__ = ["Perplexity", "perplexity"]
+__all__ = ["Divergence", "Perplexity", "divergence", "last_word", "multiple_choice", "perplexity"]
