@@ -23,17 +23,17 @@ class Comparison:
 
     @property
     def ratios(self) -> list[float]:
-        """The second's time over the first's, round by round: above 1, the first is faster."""
+        """Give the second's time over the first's, round by round: above 1, the first is faster."""
         return [b / a for a, b in zip(self.first, self.second, strict=True)]
 
     @property
     def ratio(self) -> float:
-        """The median of the ratios."""
+        """Give the median of the ratios."""
         return statistics.median(self.ratios)
 
 
 def read_bandwidth(rounds: int = 9) -> float:
-    """Bytes a second that a program reads which does nothing else: the best of `rounds` sums over half a gigabyte.
+    """Measure bytes a second that a program reads which does nothing else: the best of `rounds` sums over half a GB.
 
     Two forms, because compilers do not make both as fast everywhere: a sum, and products of matrices with a vector.
     """

@@ -8,6 +8,8 @@ import pytest
 from jaxinfer.analysis import measure
 from jaxinfer.analysis.measure import alternate
 
+pytestmark = pytest.mark.quick
+
 
 def test_measures_in_turn_and_compares_within_a_round():
     order, seconds = [], iter([9.0, 9.0, 1.0, 2.0, 10.0, 30.0, 2.0, 8.0])
