@@ -1,25 +1,23 @@
-"""How often guesses are right, by their depth and rank: what the best tree for a draft follows."""
+"""Measure how often guesses are right, by depth and rank: the best tree for a draft follows from that."""
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxinfer.decoding.around import Around
-from jaxinfer.decoding.method import Context, DecodeMethod, DecodeState, Draft, Verdict
-from jaxinfer.decoding.sampling import Sampling
-from jaxinfer.decoding.trees import from_paths
+from jaxinfer.api import Model
+from jaxinfer.decoding.contract import Context, DecodeMethod, DecodeState, Draft, Verdict
+from jaxinfer.decoding.drafts.trees import from_paths
+from jaxinfer.decoding.methods.wrapper import MethodWrapper
+from jaxinfer.decoding.sampling.settings import Sampling
 from jaxinfer.errors import InputError
-from jaxinfer.generation import Generation
-from jaxinfer.model import Output
-
-if TYPE_CHECKING:
-    from jaxinfer.api import Model
+from jaxinfer.network.transformer import Output
+from jaxinfer.runtime.generation import Generation
 
 
 @struct.dataclass
@@ -32,7 +30,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Counted(Around):
+class Counted(MethodWrapper):
     """A method for measuring: another one, and which columns of its drafts were accepted."""
 
     method: Any
@@ -55,7 +53,7 @@ class Counted(Around):
 
 
 def acceptance_rates(
-    model: "Model",
+    model: Model,
     method: DecodeMethod,
     prompts: Sequence[Sequence[int]],
     depth: int = 4,
@@ -63,7 +61,7 @@ def acceptance_rates(
     new_tokens: int = 64,
     sampling: Sampling | None = None,
 ) -> np.ndarray:
-    """float[depth, ranks]: how often the guess of a rank is right where the best guesses above it all are.
+    """Give float[depth, ranks]: how often the guess of a rank is right where the best guesses above it all are.
 
     method: one with `paths`: SpeculativeTree, Medusa, Eagle, whose draft model or heads the model has attached. Below
     the best guesses `ranks` are tried at each depth, on prompts of token ids, `new_tokens` for each. A rank that did
@@ -71,29 +69,28 @@ def acceptance_rates(
     unless `sampling` says otherwise. `trees.likeliest_paths` and `trees.fastest_paths` take the rates. Raises
     InputError for a method without paths.
     """
-    if not hasattr(method, "paths"):
+    if method.paths is None:
         raise InputError(
             f"method {type(method).__name__} has no paths to measure: take SpeculativeTree, Medusa or Eagle"
         )
     if depth < 1 or ranks < 1:
         raise InputError(f"depth={depth} and ranks={ranks} must be at least 1")
     paths = tuple((*(0,) * above, rank) for above in range(depth) for rank in range(ranks))
-    static = {"dynamic": None} if getattr(method, "dynamic", None) else {}
+    static = {"dynamic": None} if method.dynamic else {}
     method = dataclasses.replace(method, paths=paths, **static)  # type: ignore[type-var]
-    if hasattr(method, "check"):
-        method.check(model, None)
+    method.check(model, None)
     rows = [list(prompt) for prompt in prompts]
     drawn = Sampling(temperature=0.0) if sampling is None else sampling
     policy = model.default_policy(None)
     limits, seeds = [new_tokens] * len(rows), list(range(len(rows)))
-    generation = Generation(model.target, rows, limits, Counted(method), policy, drawn, seeds, (), logprobs=False)
+    generation = Generation.begin(model.placed, rows, limits, Counted(method), policy, drawn, seeds, (), logprobs=False)
     generation.run()
     tally = generation.state.aux
     return rates_of(paths, np.asarray(tally.accepted).sum(axis=0), int(np.asarray(tally.steps).sum()), (depth, ranks))
 
 
 def rates_of(paths: Sequence[Sequence[int]], accepted: np.ndarray, steps: int, shape: tuple[int, int]) -> np.ndarray:
-    """float[depth, ranks] from how often the columns of a tree were accepted, int[T], in so many steps."""
+    """Give float[depth, ranks] from how often the columns of a tree were accepted, int[T], in so many steps."""
     parent, rank = from_paths(paths)
     rates, trunk, reached = np.zeros(shape), 0, steps
     for depth in range(shape[0]):

@@ -4,22 +4,21 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from jaxinfer.decoding import EarlyExit, Greedy
-from jaxinfer.depth import states
+from jaxinfer.api import Model
+from jaxinfer.decoding.methods.early_exit import EarlyExit
+from jaxinfer.decoding.methods.greedy import Greedy
 from jaxinfer.errors import InputError
-from jaxinfer.scoring import check_batch
-
-if TYPE_CHECKING:
-    from jaxinfer.api import Model
+from jaxinfer.host.token_ids import batch_of
+from jaxinfer.network.layerwise import states
 
 
 @dataclass(frozen=True)
 class Point:
-    """What a threshold gave on the calibration set."""
+    """The result of a threshold on the calibration set."""
 
     threshold: float
     agreement: float  # with greedy decoding of the whole network: mean over prompts of the share of equal tokens
@@ -35,7 +34,7 @@ class Calibration:
 
 
 def calibrate(
-    model: "Model",
+    model: Model,
     prompts: Sequence[Any],
     method: EarlyExit,
     thresholds: Sequence[float],
@@ -43,9 +42,9 @@ def calibrate(
     max_new_tokens: int = 64,
     error: float | None = None,
 ) -> Calibration:
-    """The lowest threshold of a falling sequence up to which the texts agree with those of the whole network.
+    """Find the lowest threshold of a falling sequence up to which the texts agree with those of the whole network.
 
-    Agreement is that of free-running texts, place by place: behind a first difference they may part for good.
+    Agreement is that of free-running texts, place by place: after a first difference they may part for good.
 
     Without `error` this is plain measured agreement on these prompts: a statement about no others. With it, Learn then
     Test (Angelopoulos et al. 2021; CALM, section 3.2 and algorithm 1): fixed-sequence testing with p-values by
@@ -76,26 +75,26 @@ def calibrate(
 
 
 def passes(measured: float, wanted: float, n: int, error: float | None) -> bool:
-    """Whether the mean of n values in [0, 1] shows that its expectation is `wanted` or more (error None: is itself)."""
+    """Tell whether a mean of n values in [0, 1] shows an expectation of `wanted` or more (error None: is it)."""
     if error is None:
         return measured >= wanted
     return math.exp(-2 * n * max(measured - wanted, 0.0) ** 2) <= error
 
 
 def equal(a: Sequence[int], b: Sequence[int]) -> float:
-    """The share of places with the same token; where one text is shorter, it has none."""
+    """Give the share of places with the same token; where one text is shorter, it has none."""
     return sum(x == y for x, y in zip(a, b, strict=False)) / max(len(a), len(b), 1)
 
 
-def train_classifier(model: "Model", tokens: Any, ridge: float = 1.0, rounds: int = 12) -> dict[str, np.ndarray]:
-    """A linear classifier for `EarlyExit(measure="classifier")`: {"weight": f32[D], "bias": f32[]}, to attach.
+def train_classifier(model: Model, tokens: Any, ridge: float = 1.0, rounds: int = 12) -> dict[str, np.ndarray]:
+    """Train a linear classifier for `EarlyExit(measure="classifier")`: {"weight": f32[D], "bias": f32[]}, to attach.
 
-    It says from the hidden state behind a layer whether the token that it would give is that of the whole network
+    It says from the hidden state after a layer whether the token that it would give is that of the whole network
     (CALM, section 3.4.3, equation 8, without weights of the layers): one classifier for all layers, logistic regression
     on text int[B, T], by Newton's method. ridge: what is added to the squares of the weights.
     """
-    text = check_batch(tokens)
-    hidden, said = (np.asarray(x) for x in states(model.network, model.target.params, text))
+    text = batch_of(tokens, model.config.vocab_size)
+    hidden, said = (np.asarray(x) for x in states(model.network, model.placed.params, text))
     x = hidden[:-1].reshape(-1, hidden.shape[-1]).astype(np.float64)
     y = (said[:-1] == said[-1]).reshape(-1).astype(np.float64)
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)

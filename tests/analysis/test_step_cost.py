@@ -8,8 +8,8 @@ import pytest
 from jaxinfer import Greedy, Lookup, Speculative
 from jaxinfer.analysis import step_cost
 from jaxinfer.analysis.step_cost import Still, acceptance_to_break_even, propose_seconds, step_seconds
-from jaxinfer.decoding.sampling import Sampling
-from jaxinfer.generation import Generation
+from jaxinfer.decoding.sampling.settings import Sampling
+from jaxinfer.runtime.generation import Generation
 
 
 def test_every_width_is_measured_and_emits_one_token_a_step(tiny_llama, ragged):
@@ -62,7 +62,7 @@ def test_guesses_are_timed_on_every_batch_of_prompts(tiny_llama, monkeypatch):
 def test_a_guess_takes_the_median_of_three_times(tiny_llama, monkeypatch):
     """Of each step, from the sixth token on; what the first call takes, which compiles, is not among them."""
     prompts, sampling, policy = [[1, 2, 1, 2]], Sampling(temperature=0.0), tiny_llama.default_policy()
-    running = Generation(tiny_llama.target, prompts, [9], Still(3), policy, sampling, [0], (), logprobs=False)
+    running = Generation.begin(tiny_llama.placed, prompts, [9], Still(3), policy, sampling, [0], (), logprobs=False)
     taken, lengths = iter([99.0, 5.0, 1.0, 3.0, 7.0, 7.5, 1.0]), []
     ticks = (tick for seconds in taken for tick in (0.0, seconds))
     monkeypatch.setattr(step_cost, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
