@@ -1,10 +1,11 @@
-"""Everything that there is to measure on a GPU or TPU, one experiment after the other, in one command.
+"""Everything to measure on a GPU or TPU, one experiment after the other, in one command.
 
-    python experiments/accelerator.py configs/accelerator.yaml
-    python experiments/accelerator.py configs/accelerator.yaml "parts=[{script: kernels, config: configs/kernels.yaml}]"
+    jaxinfer run configs/accelerator.yaml
+    jaxinfer run configs/accelerator.yaml "parts=[{script: kernels, config: configs/kernels.yaml}]"
 
 Each part is a script of this folder in a process of its own: what one leaves on the device, or a kernel that ends its
-process, does not reach the next. A part that fails or takes too long is named at the end, and the others are kept.
+process, does not reach the next. A part that fails or takes too long is named at the end, and the others are kept;
+the exit code is 1 then.
 """
 
 import dataclasses
@@ -14,17 +15,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from jaxinfer.caching import write_atomic
 from jaxinfer.errors import InputError
-from jaxinfer.experiment import results, script
-from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, read_as
+from jaxinfer.experiment import KINDS, Kind, Run, Table, script
+from jaxinfer.experiment.kind import Prompts, Row
+from jaxinfer.host.values import FORBID_UNKNOWN_KEYS
 
 HERE = Path(__file__).parent
 
@@ -43,7 +42,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Config:
-    """What is run: see configs/accelerator.yaml."""
+    """The options of this experiment: see configs/accelerator.yaml."""
 
     name: str
     parts: tuple[Part, ...]
@@ -51,12 +50,8 @@ class Config:
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
-    def to_mapping(self) -> dict[str, Any]:
-        """What config.yaml of a run holds."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
     def check(self) -> None:
-        """Raises InputError for a part that cannot be started."""
+        """Raise InputError for a part that cannot be started."""
         known = sorted(file.stem for file in HERE.glob("*.py") if file != Path(__file__))
         for number, part in enumerate(self.parts):
             if part.script not in known:
@@ -67,8 +62,8 @@ class Config:
                 raise InputError(f"parts.{number}.minutes: {part.minutes} must be above 0")
 
 
-def run(part: Part, folder: Path) -> dict[str, Any]:
-    """Its exit code (None: it took too long), its seconds, and what it printed, which goes to the terminal too."""
+def run_part(part: Part, folder: Path) -> dict[str, Any]:
+    """Run a part: its exit code (None: it took too long), its seconds, and its text, which goes to the terminal too."""
     command = [sys.executable, str(HERE / f"{part.script}.py"), part.config, *part.overrides, f"output={folder}"]
     # PyTorch, measured beside it, needs memory too.
     environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "COLUMNS": "160"} | os.environ
@@ -94,28 +89,47 @@ def run(part: Part, folder: Path) -> dict[str, Any]:
     }
 
 
-def main(path: str, *overrides: str) -> None:
-    """Run all parts. results.json and summary.txt in the run folder, which holds the folders of the parts too."""
-    config = read_as(Config, path, overrides)
-    config.check()
-    results.check_writable(config.output)
-    folder = results.new_run(config)
-    found = []
-    shown = Table("part", "config", "seconds", "outcome", box=None)
-    for part in config.parts:
-        print(f"\n# {part.script} {part.config} {' '.join(part.overrides)}", flush=True)
-        one = run(part, folder)
-        found.append(dataclasses.asdict(part) | one)
-        outcome = "done" if one["code"] == 0 else "took too long" if one["code"] is None else f"failed ({one['code']})"
-        shown.add_row(part.script, part.config, f"{one['seconds']:.0f}", outcome)
-        write_atomic(folder / "results.json", json.dumps(found, indent=2) + "\n")
-    with Console(record=True, highlight=False) as console:
-        console.print(shown)
-        console.print(f"{folder}")
-    write_atomic(folder / "summary.txt", console.export_text())
-    if any(one["code"] != 0 for one in found):
-        sys.exit(1)
+def items(config: Config, prompts: Prompts) -> dict[str, Part]:
+    """List the parts, by what they run."""
+    return {
+        " ".join((f"{number}:", part.script, part.config, *part.overrides)): part
+        for number, part in enumerate(config.parts, start=1)
+    }
 
+
+def measure(part: Part, run: Run) -> Row:
+    """Run a part, whose run folder is made in that of this run, and tell what became of it."""
+    return dataclasses.asdict(part) | run_part(part, run.folder)
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Tell what became of each part."""
+
+    def outcome(row: Row) -> str:
+        return {0: "done", None: "took too long"}.get(row["code"], f"failed ({row['code']})")
+
+    columns = {"part": "{script}", "config": "{config}", "seconds": "{seconds:.0f}", "outcome": outcome}
+    return Table.of(rows, columns)
+
+
+def files(run: Run) -> dict[str, str]:
+    """Give results.json: also what the parts printed."""
+    return {"results.json": json.dumps(list(run.rows), indent=2) + "\n"}
+
+
+KINDS.add(
+    "accelerator",
+    Kind(
+        Config,
+        items,
+        measure,
+        table,
+        check=Config.check,
+        files=files,
+        failed=lambda rows: any(row["code"] != 0 for row in rows),
+        unit="part",
+    ),
+)
 
 if __name__ == "__main__":
-    script.run(main, __doc__)
+    script.run("accelerator", __doc__)

@@ -1,20 +1,19 @@
-"""Which block sizes are fastest on this machine? Measures candidates for every class of shapes, and writes the table.
+"""Measure which block sizes are fastest on this machine, for every class of shapes, and write the table.
 
-    python experiments/autotune.py configs/autotune.yaml
-    python experiments/autotune.py configs/autotune.yaml "kernels=[matmul]" table=blocks.yaml
+    jaxinfer run configs/autotune.yaml
+    jaxinfer run configs/autotune.yaml "kernels=[matmul]" table=blocks.yaml
 
 The kernels read the table (jaxinfer/kernels/blocks.yaml) by the name of the device; entries of other machines are kept.
 A candidate that does not compile, or whose numbers are off, is refused, and the run's results.json says why. Beside the
 products stands the time that plain XLA takes for them.
 """
 
-import dataclasses
 import datetime
 import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,17 +23,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import yaml
-from rich.console import Console
 
 from jaxinfer.cache.store import causal
-from jaxinfer.caching import write_atomic
 from jaxinfer.config import LayerKind
 from jaxinfer.errors import InputError
-from jaxinfer.experiment import results, script
-from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, read_as
+from jaxinfer.experiment import KINDS, Kind, Run, Table, script
+from jaxinfer.experiment.kind import Prompts, Row
+from jaxinfer.host.files import write_atomic
+from jaxinfer.host.values import FORBID_UNKNOWN_KEYS
 from jaxinfer.kernels import blocks, dispatch, matmul, reference
-from jaxinfer.layers.qtensor import QTensor, quantize_int4, quantize_int8
-from jaxinfer.layers.quantized import quantized_product
+from jaxinfer.weights.formats import FORMATS
 
 LAYERS = 4  # measured in turn, so that no cache holds what a call reads
 OFF = 2e-2  # largest difference from the definition in float32, relative to the largest number
@@ -69,7 +67,7 @@ class Matmul:
 
 @dataclass(frozen=True)
 class Config:
-    """What is tuned: see configs/autotune.yaml. candidates: platform, kernel, size -> what it may be."""
+    """The options of this experiment: see configs/autotune.yaml. candidates: platform, kernel, size -> its values."""
 
     name: str
     candidates: dict[str, dict[str, dict[str, tuple[int, ...]]]]
@@ -87,12 +85,8 @@ class Config:
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
-    def to_mapping(self) -> dict[str, Any]:
-        """What config.yaml of a run holds."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
     def platform(self) -> str:
-        """What is tuned. Raises InputError where there is nothing to tune, or for sizes that no kernel has."""
+        """Name what is tuned. Raises InputError where there is nothing to tune, or for sizes that no kernel has."""
         platform = self.target if self.interpret else jax.default_backend()
         if platform not in ("tpu", "gpu"):
             raise InputError(f"this machine has no TPU or GPU ({platform}): there is nothing to tune here")
@@ -110,6 +104,12 @@ class Config:
                 raise InputError(f"classes.{number}: {one!r} is none of {', '.join(known)}")
         return platform
 
+    def check(self) -> None:
+        """Raise InputError for what cannot be tuned, and for a table that is none."""
+        self.platform()
+        if Path(self.table).exists():
+            blocks.read(Path(self.table))
+
 
 @dataclass(frozen=True)
 class Work:
@@ -121,7 +121,7 @@ class Work:
 
 
 def attention_work(config: Config, platform: str, shapes: str) -> Work:
-    """The partial of a decode step over the cache, or of a prompt over itself."""
+    """Make the partial of a decode step over the cache, or of a prompt over itself."""
     at, ordered = config.attention, shapes == "prefill"
     batch, tokens, slots = (1, at.tokens, at.tokens) if ordered else (at.batch, 1, at.live)
     keys = jax.random.split(jax.random.key(0), 3)
@@ -145,16 +145,16 @@ def attention_work(config: Config, platform: str, shapes: str) -> Work:
 
 
 def matmul_work(config: Config, platform: str, shapes: str) -> Work:
-    """A product of as many rows as the class has at most."""
+    """Make a product of as many rows as the class has at most."""
     name, rows = shapes.split()
     keys = jax.random.split(jax.random.key(0), 2)
     w = jax.random.normal(keys[0], (LAYERS, config.matmul.outputs, config.matmul.inputs), jnp.bfloat16)
-    weight: QTensor = quantize_int8(w) if name == "int8" else quantize_int4(w, int(name.partition("-")[2] or 32))
+    weight = FORMATS[name].encode(w)
     x = jax.random.normal(keys[1], (int(rows), config.matmul.inputs), config.dtype)
-    exact = matmul.definition(x.astype(jnp.float32), jax.tree.map(lambda a: a[0], weight))
+    exact = matmul.definition(x.astype(jnp.float32), weight.format.decode(jax.tree.map(lambda a: a[0], weight)))
 
     def call(x, weight, layer):
-        return quantized_product(x, weight, config.matmul.outputs, True, layer)
+        return weight.format.product(x, weight, config.matmul.outputs, True, layer)
 
     return Work(call, (x, weight), np.asarray(exact))
 
@@ -162,7 +162,7 @@ def matmul_work(config: Config, platform: str, shapes: str) -> Work:
 def measured(
     config: Config, kernel: str, shapes: str, work: Work, candidate: dict[str, int], name: str = "pallas"
 ) -> dict[str, Any]:
-    """Its sizes, with its median seconds a call, or why it is refused."""
+    """Time one candidate: its sizes, with its median seconds a call, or why it is refused."""
     how = dict(target=config.target, interpret=True) if config.interpret and name == "pallas" else {}
     try:
         with blocks.trying(kernel, shapes, candidate), dispatch.use(name, **how):
@@ -186,7 +186,7 @@ def measured(
 
 
 def candidates(config: Config, platform: str, kernel: str) -> Iterator[dict[str, int]]:
-    """Every combination of the sizes that the config gives."""
+    """List every combination of the sizes that the config gives."""
     given = config.candidates[platform][kernel]
     for values in itertools.product(*given.values()):
         yield dict(zip(given, values, strict=True))
@@ -200,43 +200,81 @@ def put(table: Path, machine: str, kernel: str, shapes: str, entry: dict[str, An
     write_atomic(table, HEADER + yaml.safe_dump(whole, sort_keys=False, width=200))
 
 
-def main(path: str, *overrides: str) -> None:
-    """Tune every class: the table, a line for each class on the terminal, and results.json in the run folder."""
-    config = read_as(Config, path, overrides)
-    platform, table = config.platform(), Path(config.table)
-    if table.exists():
-        blocks.read(table)
-    results.check_writable(config.output)
-    folder = results.new_run(config)
-    machine = platform if config.interpret else jax.devices()[0].device_kind
-    found: dict[str, Any] = {"machine": machine, "jax": jax.__version__, "classes": {}, "xla": {}}
-    console = Console(highlight=False, soft_wrap=True)
-    for kernel in config.kernels:
-        for shapes in blocks.CLASSES[kernel]:
-            if config.classes and shapes not in config.classes:
-                continue
-            work = {"attention": attention_work, "matmul": matmul_work}[kernel](config, platform, shapes)
-            tried = [measured(config, kernel, shapes, work, one) for one in candidates(config, platform, kernel)]
-            found["classes"][f"{kernel} {shapes}"] = tried
-            beside = ""
-            if kernel == "matmul":
-                plain = measured(config, kernel, shapes, work, {}, "xla")
-                found["xla"][shapes] = plain
-                beside = f"; plain XLA takes {1e6 * plain['seconds']:.1f} us" if "seconds" in plain else ""
-            write_atomic(folder / "results.json", json.dumps(found, indent=2) + "\n")
-            ran = [one for one in tried if "seconds" in one]
-            if not ran:
-                console.print(f"{kernel} {shapes}: no candidate runs; {tried[0]['refused']}")
-                continue
-            best = min(ran, key=lambda one: one["seconds"])
-            sizes = {key: best[key] for key in blocks.SIZES[platform, kernel]}
-            said = f"{1e6 * best['seconds']:.1f} us, the fastest of {len(ran)}; {len(tried) - len(ran)} refused"
-            how = "interpreted, " if config.interpret else ""
-            basis = f"measured: {how}{said}; JAX {jax.__version__}, {datetime.date.today()}"
-            put(table, machine, kernel, shapes, sizes | {"basis": basis})
-            console.print(f"{kernel} {shapes}: {sizes}, {said}{beside}")
-    console.print(f"{table}\n{folder}")
+def items(config: Config, prompts: Prompts) -> dict[str, tuple[str, str]]:
+    """List the classes of shapes of each kernel."""
+    return {
+        f"{kernel} {shapes}": (kernel, shapes)
+        for kernel in config.kernels
+        for shapes in blocks.CLASSES[kernel]
+        if not config.classes or shapes in config.classes
+    }
 
+
+def machine_of(config: Config) -> str:
+    """Give the name under which the table has this machine."""
+    return config.platform() if config.interpret else jax.devices()[0].device_kind
+
+
+def measure(item: tuple[str, str], run: Run) -> Row:
+    """Try every candidate, and put the fastest into the table."""
+    kernel, shapes = item
+    config: Config = run.config
+    platform = config.platform()
+    work = {"attention": attention_work, "matmul": matmul_work}[kernel](config, platform, shapes)
+    tried = [measured(config, kernel, shapes, work, one) for one in candidates(config, platform, kernel)]
+    plain = measured(config, kernel, shapes, work, {}, "xla") if kernel == "matmul" else None
+    ran = [one for one in tried if "seconds" in one]
+    row: Row = {"kernel": kernel, "shapes": shapes, "tried": tried, "xla": plain, "best": None}
+    if not ran:
+        run.say(f"{kernel} {shapes}: no candidate runs; {tried[0]['refused']}")
+        return row
+    best = min(ran, key=lambda one: one["seconds"])
+    sizes = {key: best[key] for key in blocks.SIZES[platform, kernel]}
+    said = f"{1e6 * best['seconds']:.1f} us, the fastest of {len(ran)}; {len(tried) - len(ran)} refused"
+    how = "interpreted, " if config.interpret else ""
+    basis = f"measured: {how}{said}; JAX {jax.__version__}, {datetime.date.today()}"
+    put(Path(config.table), machine_of(config), kernel, shapes, sizes | {"basis": basis})
+    beside = f"; plain XLA takes {1e6 * plain['seconds']:.1f} us" if plain and "seconds" in plain else ""
+    run.say(f"{kernel} {shapes}: {sizes}, {said}{beside}")
+    return row | {"best": best}
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Tabulate the fastest of each class of shapes, beside plain XLA."""
+
+    def sizes(row: Row) -> str:
+        return ", ".join(f"{key} {value}" for key, value in (row["best"] or {}).items() if key != "seconds") or "-"
+
+    def us(one: dict[str, Any] | None) -> str:
+        return f"{1e6 * one['seconds']:.1f}" if one and "seconds" in one else "-"
+
+    columns = {
+        "class": "{kernel} {shapes}",
+        "fastest": sizes,
+        "us": lambda row: us(row["best"]),
+        "plain XLA us": lambda row: us(row["xla"]),
+        "refused": lambda row: f"{sum('refused' in one for one in row['tried'])} of {len(row['tried'])}",
+    }
+    return Table.of(rows, columns)
+
+
+def files(run: Run) -> dict[str, str]:
+    """Give results.json: what was tried."""
+    found: dict[str, Any] = {"machine": machine_of(run.config), "jax": jax.__version__}
+    found["classes"] = {f"{row['kernel']} {row['shapes']}": row["tried"] for row in run.rows}
+    found["xla"] = {row["shapes"]: row["xla"] for row in run.rows if row["xla"]}
+    return {"results.json": json.dumps(found, indent=2) + "\n"}
+
+
+def summary(run: Run) -> str:
+    """Name the table that was written."""
+    return f"block sizes of {machine_of(run.config)}: {run.config.table}"
+
+
+KINDS.add(
+    "autotune",
+    Kind(Config, items, measure, table, check=Config.check, files=files, summary=summary),
+)
 
 if __name__ == "__main__":
-    script.run(main, __doc__)
+    script.run("autotune", __doc__)

@@ -1,12 +1,10 @@
-"""What does each decode method buy? Spec-Bench's protocol on one model, beside what the step times predict.
+"""Measure what each decode method buys: Spec-Bench's protocol on one model, beside what the step times predict.
 
-    python experiments/decoding_speedup.py configs/decoding_speedup.yaml
-    python experiments/decoding_speedup.py configs/decoding_speedup.yaml prompts=spec_bench.jsonl prompts.per_family=10
+    jaxinfer run configs/decoding_speedup.yaml
+    jaxinfer run configs/decoding_speedup.yaml prompts=spec_bench.jsonl prompts.per_family=10
 
-With --resume the newest run of that name goes on behind its last row.
-
-The config is that of `jaxinfer run`, which measures the rows: tokens a step (mean accepted tokens), the ratio of tokens
-a second to greedy decoding in the same engine, and whether the text is the same. Behind each pass of a row the time of
+The config is that of the kind `rows`, which measures them: tokens a step (mean accepted tokens), the ratio of tokens
+a second to greedy decoding in the same engine, and whether the text is the same. After each pass of a row the time of
 a step is measured by its width, and the time that its method spends on the guesses of a step, each time on other
 prompts: there, because a machine's speed drifts. They say what the speedup should be: emitted tokens over the time of
 the steps, wide ones with their guesses and narrow ones.
@@ -16,37 +14,38 @@ import dataclasses
 import itertools
 import json
 import statistics
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 import jaxinfer
 from jaxinfer.analysis import step_cost
 from jaxinfer.analysis.step_cost import propose_seconds, step_seconds
-from jaxinfer.caching import write_atomic
 from jaxinfer.errors import InputError
-from jaxinfer.experiment import compare, extras, lines, load_config, load_prompts, registry, results, runner, script
+from jaxinfer.experiment import KINDS, Run, Table, compare, finished, heading, lines, registry, rows, schema, script
+from jaxinfer.experiment.kind import Row
 from jaxinfer.experiment.merge import Origin
+from jaxinfer.experiment.schema import RowSpec
+from jaxinfer.experiment.sheet import markdown
 
 
 def method_of(row: dict[str, Any]) -> Any:
-    """The method of a row that makes the guesses: of an adaptive one, the one within."""
+    """Give the method of a row that makes the guesses: of an adaptive one, the one within."""
     method = registry.method(row["method"], ("method",), Origin("row"))
     return method.method if isinstance(method, jaxinfer.Adaptive) else method
 
 
 def widths_of(row: dict[str, Any]) -> tuple[int, int]:
-    """Tokens in a step with guesses, and in one where the method makes fewer: see `step_cost.widths_of`."""
+    """Count the tokens in a step with guesses, and in one with fewer: see `step_cost.widths_of`."""
     return step_cost.widths_of(method_of(row))
 
 
 def predicted(row: dict[str, Any]) -> list[float]:
-    """The speedup over greedy that tokens a step, the time of a step by its width, and that of its guesses give.
+    """Predict the speedup over greedy from tokens a step, the time of a step by its width, and that of its guesses.
 
-    One for each pass, by the times of a step behind it; of the guesses' times, which depend on the prompt, the mean.
+    One for each pass, by the times of a step after it; of the guesses' times, which depend on the prompt, the mean.
     """
     guessing = statistics.mean(one["guessing_seconds"] for one in row["beside"])
     return [_predicted(row, one["step_seconds"], guessing) for one in row["beside"]]
@@ -63,30 +62,30 @@ def _predicted(row: dict[str, Any], step_seconds: dict[str, float], guessing: fl
 
 
 def of_predicted(row: dict[str, Any]) -> float | None:
-    """The speedup over the predicted one, pass by pass: the median. None where a pass had nothing to decode."""
+    """Give the speedup over the predicted one, pass by pass: the median. None where a pass had nothing to decode."""
     rates = zip(row["decode_rates"], row["baseline_rates"], predicted(row), strict=True)
     ratios = [rate / greedy / expected for rate, greedy, expected in rates if rate and greedy]
     return statistics.median(ratios) if len(ratios) == len(row["beside"]) else None
 
 
 def accepted_by_position(row: dict[str, Any]) -> list[tuple[float, float]]:
-    """Of the steps with guesses, the share in which the i-th guess was accepted, for i from 1."""
+    """Give the share of the steps with guesses in which the i-th guess was accepted, for i from 1."""
     runs = [sum(column) for column in zip(*(p["runs"] for p in row["prompts"]), strict=True)]
     guessed = sum(p["guessed"] for p in row["prompts"])
     return [(i, sum(runs[i + 1 :]) / guessed) for i in range(1, len(runs) - 1)] if guessed else []
 
 
 def live_tokens(row: dict[str, Any]) -> int:
-    """Tokens in the cache, by the mean of the row's steps: what a step takes grows by as much for each."""
+    """Count tokens in the cache, by the mean of the row's steps: what a step takes grows by as much for each."""
     lives = [p["prompt_tokens"] + p["emitted"] / 2 for p in row["prompts"]]
     return round(np.average(lives, weights=[max(1, p["steps"]) for p in row["prompts"]]))
 
 
 def costs(model: jaxinfer.Model, row: dict[str, Any], batches: list[list[list[int]]], batch: int) -> dict[str, Any]:
-    """Seconds of a step of `batch` texts by its width, as text, and those that the row's method spends on its guesses.
+    """Measure a step of `batch` texts by its width, as text, and the row's guesses in a step, in seconds.
 
-    `batches`, of token ids, are some of those of the row: on them the guesses are timed. Of an adaptive method those of
-    the one within: switched off, it spends nothing.
+    `batches`, of token ids, are some of those of the row: on them the guesses are timed. For an adaptive method they
+    are those of the one within: switched off, it spends nothing.
     """
     alone = dataclasses.replace(model, extras={})
     seconds = step_seconds(alone, sorted({1, *widths_of(row)}), batch, live_tokens(row))
@@ -97,7 +96,7 @@ def costs(model: jaxinfer.Model, row: dict[str, Any], batches: list[list[list[in
 
 
 def dealt(tokens: list[list[int]], batch: int, passes: int, most: int = 12) -> list[list[list[list[int]]]]:
-    """For each pass some batches of the prompts, so that together they get all; of more than `most`, so many at most.
+    """Deal each pass some batches of the prompts, so that together they get all; of more than `most`, so many at most.
 
     How long guesses take depends on the prompt: timed on a few of six, they were wrong by a tenth.
     """
@@ -106,43 +105,25 @@ def dealt(tokens: list[list[int]], batch: int, passes: int, most: int = 12) -> l
     return [chosen[first % len(chosen) :: passes] for first in range(passes)]
 
 
-def table(found: list[dict[str, Any]]) -> Table:
-    """A row for each method: tokens a step, over all and by family, and the speedup beside the predicted one."""
-    families = list(found[0]["by_family"])
-    columns = ("method", "tokens a step", *families, "speedup", "predicted", "over that", "guesses ms", "identical")
-    shown = Table(*columns, box=None)
-    for row in found:
-        by_family, speedup, expected = row["by_family"], row["speedup"], row["predicted"]
-        measured = ("-", f"{expected:.2f}", "-")
-        if speedup is not None and row["of_predicted"] is not None:
-            measured = (f"{speedup:.2f}", f"{expected:.2f}", f"{row['of_predicted'] - 1:+.0%}")
-        cells = (f"{row['tokens_per_step']:.2f}", *(f"{by_family[family]:.2f}" for family in families), *measured)
-        shown.add_row(row["name"], *cells, f"{1e3 * row['guessing_seconds']:.1f}", row["identical"])
-    return shown
+def measure(row: RowSpec, run: Run) -> Row:
+    """Measure the row, with its costs after each pass: every row gets the same prompts in turn."""
+    decoding = run.config.decoding
+    texts = dealt(run.ready.tokens, decoding.batch, decoding.repeats)
+    turn, batch = itertools.cycle(texts), len(texts[0][0])  # the first batch is a whole one
+    return rows.measure_row(row, run, lambda found: costs(run.model, found, next(turn), batch))
 
 
-def main(path: str, *overrides: str) -> None:
-    """Run the experiment: what `jaxinfer run` writes, and speedup.json, speedup.txt and accepted.svg beside it."""
-    resume = "--resume" in overrides
-    config = load_config(path, [override for override in overrides if override != "--resume"])
-    prompts = load_prompts(config.prompts, Path(path).parent)
-    results.check_writable(config.output)
-    before = results.newest_run(config) if resume else None
-    if before:
-        results.check_same(before, config, [prompt.text for prompt in prompts])
-        if any(not isinstance(row.get("beside"), list) for row in results.read_rows(before)):
-            raise InputError(f"{before}: its rows hold no times of steps, so it cannot go on: leave out --resume")
-    console = Console(stderr=True)
-    with console.status(f"loading {config.model.source}"):
-        model = jaxinfer.load(config.model.source, config.model.dtype, config.model.weights)
-        model = extras.attach(model, config.model.source, config.extras)
-    seen = runner.extended(model, config.model)  # as the run has it
-    texts = dealt(runner.encode(seen, prompts, config), config.decoding.batch, config.decoding.repeats)
-    turn, batch = itertools.cycle(texts), len(texts[0][0])  # every row gets the same; the first batch is a whole one
-    folder = runner.run(config, model, prompts, before, console, beside=lambda row: costs(seen, row, next(turn), batch))
-    rows = results.read_rows(folder)
-    summaries = compare.summarize(rows)
-    found = [
+def finished_row(line: Any, where: str, before: list[Row]) -> Row:
+    """Check a finished row with the times of steps beside it. Raises InputError if it is none."""
+    row = finished.check(line, where, before)
+    if not isinstance(row.get("beside"), list):
+        raise InputError(f"{where}: holds no times of steps, so the run cannot go on: leave out --resume")
+    return row
+
+
+def figures(done: Sequence[Row]) -> list[Row]:
+    """Give what the table and speedup.json show of each row."""
+    return [
         {
             "name": row["name"],
             "tokens_per_step": summary.tokens_per_step,
@@ -155,15 +136,48 @@ def main(path: str, *overrides: str) -> None:
             "identical": summary.identical,
             "accepted_by_position": accepted_by_position(row),
         }
-        for row, summary in zip(rows, summaries, strict=True)
+        for row, summary in zip(done, compare.summarize(done), strict=True)
     ]
-    write_atomic(folder / "speedup.json", json.dumps({"rows": found}, indent=2) + "\n")
+
+
+def table(done: Sequence[Row]) -> Table:
+    """Tabulate a row for each method: tokens a step, in all and by family, the speedup beside the predicted one."""
+    found = figures(done)
+    families = list(found[0]["by_family"])
+    columns = ("method", "tokens a step", *families, "speedup", "predicted", "over that", "guesses ms", "identical")
+    shown = []
+    for row in found:
+        by_family, speedup, expected = row["by_family"], row["speedup"], row["predicted"]
+        measured = ("-", f"{expected:.2f}", "-")
+        if speedup is not None and row["of_predicted"] is not None:
+            measured = (f"{speedup:.2f}", f"{expected:.2f}", f"{row['of_predicted'] - 1:+.0%}")
+        cells = (f"{row['tokens_per_step']:.2f}", *(f"{by_family[family]:.2f}" for family in families), *measured)
+        shown.append((row["name"], *cells, f"{1e3 * row['guessing_seconds']:.1f}", row["identical"]))
+    return Table(columns, tuple(shown))
+
+
+def files(run: Run) -> dict[str, str]:
+    """Give speedup.json and speedup.md beside what `rows` writes; accepted.svg where a method guessed."""
+    found = figures(run.rows)
+    made = {"speedup.json": json.dumps({"rows": found}, indent=2) + "\n", "speedup.md": markdown(table(run.rows))}
     curves = {row["name"]: row["accepted_by_position"] for row in found if row["accepted_by_position"]}
     if curves:
-        title = f"{model.name}: how often the i-th guess is accepted"
-        write_atomic(folder / "accepted.svg", lines.chart(title, "guess", "share of steps with guesses", curves))
-    script.show(folder / "speedup.txt", table(found), width=160)
+        title = f"{run.model.name}: how often the i-th guess is accepted"
+        made["accepted.svg"] = lines.chart(title, "guess", "share of steps with guesses", curves)
+    return made
 
+
+KINDS.add(
+    "decoding_speedup",
+    dataclasses.replace(
+        rows.ROWS,
+        read=partial(schema.validate, also=heading.KEYS),
+        measure=measure,
+        table=table,
+        files=files,
+        finished=finished_row,
+    ),
+)
 
 if __name__ == "__main__":
-    script.run(main, __doc__)
+    script.run("decoding_speedup", __doc__)

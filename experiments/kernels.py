@@ -1,7 +1,7 @@
-"""How fast is attention, and how exact? Each formulation of one layer, beside what memory and arithmetic allow.
+"""Measure how fast and how exact attention is: each formulation of a layer, beside what memory and arithmetic allow.
 
-    python experiments/kernels.py configs/kernels.yaml
-    python experiments/kernels.py configs/kernels.yaml heads=8 kv_heads=2 width=64 dtype=float32
+    jaxinfer run configs/kernels.yaml
+    jaxinfer run configs/kernels.yaml heads=8 kv_heads=2 width=64 dtype=float32
 
 Beside the formulations of jaxinfer run `jax.nn.dot_product_attention` (XLA, and cuDNN on a GPU) and, where torch is
 installed, its `scaled_dot_product_attention`; these two read a cache that is full, and no quantized one. The error of
@@ -12,7 +12,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,18 +20,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from jaxinfer.cache.codes import Codes, dequantize, quantize
 from jaxinfer.cache.store import Store, causal, extent, round_up
-from jaxinfer.caching import write_atomic
 from jaxinfer.config import LayerKind
 from jaxinfer.errors import InputError
-from jaxinfer.experiment import results, script
-from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, read_as
+from jaxinfer.experiment import KINDS, Kind, Run, Table, script
+from jaxinfer.experiment.kind import Prompts, Row
+from jaxinfer.host.values import FORBID_UNKNOWN_KEYS
 from jaxinfer.kernels import dispatch
 from jaxinfer.kernels.attention import attend, fold_heads, unfold_heads
-from jaxinfer.kernels.contract import Codes, dequantize, quantize
 
 LAYERS = 2  # in the stack: a formulation that copied its slice of one would show
 LARGEST = 4 << 30  # bytes of scores that the reference may hold
@@ -66,12 +64,8 @@ class Config:
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
-    def to_mapping(self) -> dict:
-        """What config.yaml of a run holds."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
     def check(self) -> None:
-        """Raises InputError for what cannot be measured."""
+        """Raise InputError for what cannot be measured."""
         if self.kv_heads < 1 or self.heads % self.kv_heads:
             raise InputError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
         for case in self.cases:
@@ -82,7 +76,7 @@ class Config:
 
 
 def seconds_of(config: Config, call: Callable[[], Any]) -> float:
-    """The median time of a call, compiled and warm; calls are queued, so that the host's part is hidden."""
+    """Measure the median time of a call, compiled and warm; calls are queued, so that the host's part is hidden."""
     jax.block_until_ready(call())
     measured = []
     for _ in range(config.rounds):
@@ -95,7 +89,7 @@ def seconds_of(config: Config, call: Callable[[], Any]) -> float:
 
 
 def ceilings(config: Config) -> tuple[float, float]:
-    """Bytes a second that a copy moves, reads and writes together, and FLOP a second of a large matrix product."""
+    """Measure bytes a second that a copy moves, reads and writes together, and FLOP a second of a large product."""
     size, n = (1 << 26, 1024) if jax.default_backend() == "cpu" else (1 << 30, 8192)
     x = jnp.ones(size // 4, jnp.float32)
     copy = jax.jit(lambda x: x + 1)
@@ -114,7 +108,7 @@ class Formulation:
 
 
 def formulations(config: Config, case: Case) -> Iterator[Formulation]:
-    """Those that the machine can run; the definition in float32 comes first, where it fits into memory."""
+    """List those that the machine can run; the definition in float32 comes first, where it fits into memory."""
     keys = jax.random.split(jax.random.key(0), 5)
     dtype, slots = jnp.dtype(config.dtype), round_up(max(case.live, 1), 1024)
     shape = (LAYERS, case.batch, config.kv_heads, slots, config.width)
@@ -173,7 +167,7 @@ def formulations(config: Config, case: Case) -> Iterator[Formulation]:
 
 
 def of_torch(config: Config, case: Case, q: Any, k: Any, v: Any) -> Iterator[Formulation]:
-    """PyTorch's attention on the same numbers, on the same kind of device, where it is installed."""
+    """Give PyTorch's attention on the same numbers, on the same kind of device, where it is installed."""
     try:
         import torch
     except ImportError:
@@ -199,13 +193,23 @@ def of_torch(config: Config, case: Case, q: Any, k: Any, v: Any) -> Iterator[For
     yield Formulation("torch", run, lambda out: out.float().transpose(1, 2).cpu().numpy())
 
 
-def measured(config: Config, case: Case, copy: float, flops: float) -> list[dict[str, Any]]:
-    """A row for each formulation."""
+def items(config: Config, prompts: Prompts) -> dict[str, Case]:
+    """List the cases, by what they are."""
+    return {
+        f"batch {case.batch}, {case.tokens} tokens after {case.live}"
+        + (f" in {case.stored}" if case.stored else ""): case
+        for case in config.cases
+    }
+
+
+def measure(case: Case, run: Run) -> list[Row]:
+    """Measure a row for each formulation."""
+    config, (copy, flops) = run.config, run.ready
     size = 1 if case.stored else jnp.dtype(config.dtype).itemsize
     read = 2 * case.batch * config.kv_heads * (case.live + case.tokens) * config.width * size
     seen = case.tokens * case.live + case.tokens * (case.tokens + 1) // 2
     work = 4 * case.batch * config.heads * seen * config.width
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     exact: np.ndarray | None = None
     for one in formulations(config, case):
         out = one.unfold(one.call())
@@ -219,39 +223,53 @@ def measured(config: Config, case: Case, copy: float, flops: float) -> list[dict
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
-    """A row for each case and formulation."""
-    names = ("rows", "tokens", "live", "stored", "formulation", "ms", "of copy bandwidth", "of FLOP/s", "error")
-    shown = Table(*names, box=None)
-    for row in rows:
-        given = (str(row[key] or "-") for key in ("batch", "tokens", "live", "stored", "formulation"))
-        error = "-" if row["error"] is None else f"{row['error']:.1e}"
-        shown.add_row(*given, f"{1e3 * row['seconds']:.3f}", f"{row['of_copy']:.0%}", f"{row['of_flops']:.0%}", error)
-    return shown
+def table(rows: Sequence[Row]) -> Table:
+    """Tabulate a row for each case and formulation."""
+
+    def given(key: str):
+        return lambda row: str(row[key] or "-")
+
+    columns = {
+        "rows": given("batch"),
+        "tokens": given("tokens"),
+        "live": given("live"),
+        "stored": given("stored"),
+        "formulation": given("formulation"),
+        "ms": lambda row: f"{1e3 * row['seconds']:.3f}",
+        "of copy bandwidth": "{of_copy:.0%}",
+        "of FLOP/s": "{of_flops:.0%}",
+        "error": lambda row: "-" if row["error"] is None else f"{row['error']:.1e}",
+    }
+    return Table.of(rows, columns)
 
 
-def main(path: str, *overrides: str) -> None:
-    """Run the experiment: a table on the terminal; results.json and table.txt in the run folder."""
-    config = read_as(Config, path, overrides)
-    config.check()
-    results.check_writable(config.output)
-    copy, flops = ceilings(config)
-    found = []
-    with Console(stderr=True).status("measuring") as status:
-        for case in config.cases:
-            status.update(str(case))
-            found += measured(config, case, copy, flops)
-    folder = results.new_run(config)
+def files(run: Run) -> dict[str, str]:
+    """Give results.json: the machine's ceilings, and all figures."""
+    copy, flops = run.ready
     machine = {"device": jax.devices()[0].device_kind, "copy_bytes_per_s": copy, "flop_per_s": flops}
-    write_atomic(folder / "results.json", json.dumps({"machine": machine, "rows": found}, indent=2) + "\n")
-    with Console(record=True, highlight=False) as console:
-        console.print(
-            f"{machine['device']}: a copy moves {copy / 1e9:.0f} GB/s, a product does {flops / 1e12:.2f} TFLOP/s"
-        )
-        console.print(table(found))
-        console.print(f"{folder}")
-    write_atomic(folder / "table.txt", console.export_text())
+    return {"results.json": json.dumps({"machine": machine, "rows": list(run.rows)}, indent=2) + "\n"}
 
+
+def summary(run: Run) -> str:
+    """Name the ceilings that shares are of."""
+    copy, flops = run.ready
+    device = jax.devices()[0].device_kind
+    return f"{device}: a copy moves {copy / 1e9:.0f} GB/s, a product does {flops / 1e12:.2f} TFLOP/s"
+
+
+KINDS.add(
+    "kernels",
+    Kind(
+        Config,
+        items,
+        measure,
+        table,
+        check=Config.check,
+        prepare=lambda config, model, prompts: ceilings(config),
+        files=files,
+        summary=summary,
+    ),
+)
 
 if __name__ == "__main__":
-    script.run(main, __doc__)
+    script.run("kernels", __doc__)

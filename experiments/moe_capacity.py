@@ -1,8 +1,8 @@
-"""What does a capacity factor drop, and what does it cost beside dropless dispatch?
+"""Measure what a capacity factor drops, and what it costs beside dropless dispatch.
 
-    python experiments/moe_capacity.py configs/moe_capacity.yaml [KEY=VALUE]...
+    jaxinfer run configs/moe_capacity.yaml [KEY=VALUE]...
 
-Two sources of routing: a real model whose MLPs are split into experts (`jaxinfer.transform.moefy`), on a real text;
+Two sources of routing: a real model whose MLPs are split into experts (`jaxinfer.compress.moefy`), on a real text;
 and synthetic logits, normal around means that differ between experts as much as `skew` says. For each number of
 experts, router and capacity factor: the share of assignments that is dropped, the load of the fullest expert over the
 mean (Switch Transformer, Fedus et al. 2021, section 2.2), the rows that are computed for one that is wanted, and for
@@ -15,33 +15,31 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 import jaxinfer
 from jaxinfer.analysis.measure import Measure, alternate
 from jaxinfer.analysis.mixtures import on_text
-from jaxinfer.caching import write_atomic
+from jaxinfer.compress import moefy, reroute
 from jaxinfer.config import MoE
 from jaxinfer.errors import InputError
-from jaxinfer.experiment import lines, load_prompts, results, script
+from jaxinfer.experiment import KINDS, Kind, Run, Table, lines, load_prompts, script
+from jaxinfer.experiment.kind import Prompts, Row
 from jaxinfer.experiment.lines import series
-from jaxinfer.experiment.runner import extended
-from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, ModelSpec, PromptSpec, read_as
-from jaxinfer.layers import dispatch, routing
+from jaxinfer.experiment.prompts import read_text
+from jaxinfer.experiment.schema import ModelSpec, PromptSpec
+from jaxinfer.host.values import FORBID_UNKNOWN_KEYS
+from jaxinfer.layers import expert_dispatch, routing
 from jaxinfer.layers.linear import matmul
-from jaxinfer.transform import moefy, reroute
 
-Kind = Literal["softmax", "sinkhorn", "hash", "expert_choice"]
-Row = dict[str, Any]
+Router = Literal["softmax", "sinkhorn", "hash", "expert_choice"]
 NAMES = ("dropless", "capacity")
 
 route = jax.jit(routing.route, static_argnums=1)
@@ -49,7 +47,7 @@ route = jax.jit(routing.route, static_argnums=1)
 
 @dataclass(frozen=True)
 class Config:
-    """What is measured: see configs/moe_capacity.yaml."""
+    """The options of this experiment: see configs/moe_capacity.yaml."""
 
     name: str
     model: ModelSpec | None = None
@@ -61,7 +59,7 @@ class Config:
     d_ff: int = 256
     experts: tuple[int, ...] = (8, 16, 64)
     top_k: tuple[int, ...] = (1, 2, 6)
-    routers: tuple[Kind, ...] = ("softmax", "sinkhorn", "hash", "expert_choice")
+    routers: tuple[Router, ...] = ("softmax", "sinkhorn", "hash", "expert_choice")
     skews: tuple[float, ...] = (0.0, 1.0, 2.0)
     capacity_factors: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0)
     rounds: int = 5
@@ -70,12 +68,14 @@ class Config:
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
-    def to_mapping(self) -> Row:
-        """Plain data, for the run folder."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+    def check(self) -> None:
+        """Raise InputError for what cannot be measured."""
+        self.mixtures()
+        if self.text:
+            read_text(self.text, "text")
 
     def mixtures(self) -> list[MoE]:
-        """One for each number of experts, at capacity factor 1. Raises InputError for one that makes no sense."""
+        """Make one for each number of experts, at capacity factor 1. Raises InputError for one that makes no sense."""
         if len(self.experts) != len(self.top_k):
             raise InputError(f"top_k has {len(self.top_k)} values for {len(self.experts)} numbers of experts")
         for name in ("experts", "routers", "skews", "capacity_factors"):
@@ -95,19 +95,19 @@ class Config:
 
     @property
     def middle(self) -> int:
-        """The number of experts under which routers are compared."""
+        """Give the number of experts under which routers are compared."""
         return self.experts[len(self.experts) // 2]
 
 
 def router_logits(config: Config, moe: MoE, skew: float) -> np.ndarray:
-    """float32[tokens, experts]."""
+    """Draw float32[tokens, experts]."""
     rng = np.random.default_rng(config.seed)
     noise = rng.standard_normal((config.tokens, moe.experts))
     return (noise + skew * rng.standard_normal(moe.experts)).astype(np.float32)
 
 
 def drops(config: Config, moe: MoE) -> list[Row]:
-    """For each router, skew and capacity factor: what is dropped, how full the fullest expert is, what is computed.
+    """Measure for each router, skew and capacity factor the drops, the load of the fullest expert, and the work.
 
     Where experts choose, what is dropped is the tokens that none of them took.
     """
@@ -120,14 +120,14 @@ def drops(config: Config, moe: MoE) -> list[Row]:
         if router != "expert_choice":
             _, chosen = route(logits, kind, None, tokens)
             load = np.bincount(np.asarray(chosen).ravel(), minlength=moe.experts)
-            slot = np.asarray(dispatch.slots(chosen, moe.experts))
+            slot = np.asarray(expert_dispatch.slots(chosen, moe.experts))
         row = {"experts": moe.experts, "top_k": moe.top_k, "router": router, "skew": skew}
         row |= {
             "fullest": float(load.max() / load.mean()),
-            "dropless_computed": float(dispatch.computed(jnp.asarray(load), config.tokens, moe.top_k)) / wanted,
+            "dropless_computed": float(expert_dispatch.computed(jnp.asarray(load), config.tokens, moe.top_k)) / wanted,
         }
         for factor in config.capacity_factors:
-            size = dispatch.capacity(config.tokens, dataclasses.replace(moe, capacity_factor=factor))
+            size = expert_dispatch.capacity(config.tokens, dataclasses.replace(moe, capacity_factor=factor))
             if router == "expert_choice":
                 taken = np.asarray(routing.expert_choice(logits, min(size, config.tokens))[1])
                 dropped, kept = 1 - len(np.unique(taken)) / config.tokens, size
@@ -138,16 +138,16 @@ def drops(config: Config, moe: MoE) -> list[Row]:
     return found
 
 
-def load(config: Config) -> tuple[jaxinfer.Model, np.ndarray] | None:
-    """The model and its text, int32[1, tokens]; None without one. Raises InputError, before anything is measured."""
-    if config.model is None:
+def model_of(config: Config) -> ModelSpec | None:
+    """Load the model in float32 unless the config says otherwise; None without one."""
+    return config.model and dataclasses.replace(config.model, dtype=config.model.dtype or "float32")
+
+
+def prepare(config: Config, model: jaxinfer.Model | None, prompts: Prompts) -> tuple[jaxinfer.Model, np.ndarray] | None:
+    """Load the model and its text, int32[1, tokens]; None without one. Raises InputError before anything is run."""
+    if model is None or config.model is None:
         return None
-    text = (
-        script.read_text(config.text, "text") if config.text else "\n".join(p.text for p in load_prompts(PromptSpec()))
-    )
-    model = extended(
-        jaxinfer.load(config.model.source, config.model.dtype or "float32", config.model.weights), config.model
-    )
+    text = read_text(config.text, "text") if config.text else "\n".join(p.text for p in load_prompts(PromptSpec()))
     if model.tokenizer is None:
         raise InputError(f"model.source: {config.model.source!r} has no tokenizer")
     for experts in config.experts:
@@ -158,14 +158,14 @@ def load(config: Config) -> tuple[jaxinfer.Model, np.ndarray] | None:
     ids = model.tokenizer.encode(text)[: config.text_tokens + 1]
     if len(ids) < 2:
         raise InputError("text: has fewer than two tokens")
-    # Of a program that runs once, its time to compile counts: layers are scanned.
+    # The compile time of a program that runs once counts: layers are scanned.
     return dataclasses.replace(model, separate_layers=False), np.array([ids], np.int32)
 
 
 def of_model(
     config: Config, model: jaxinfer.Model, ids: np.ndarray, experts: int, step: Callable[[str], None]
 ) -> list[Row]:
-    """The same of a model's own routers, on a text int32[1, tokens + 1], with the perplexity that is left."""
+    """Measure the same of a model's own routers, on a text int32[1, tokens + 1], with the perplexity that is left."""
     split = moefy(model, experts, experts)
     found = []
     for router, top_k, factor in variants(config, experts):
@@ -182,7 +182,7 @@ def of_model(
 
 
 def variants(config: Config, experts: int) -> list[tuple[str, int, float | None]]:
-    """Router, top_k and capacity factor of what a model is measured with.
+    """List router, top_k and capacity factor of what a model is measured with.
 
     One router; where routers are compared, all of them, and all experts on: the model as it was.
     """
@@ -194,7 +194,7 @@ def variants(config: Config, experts: int) -> list[tuple[str, int, float | None]
 
 
 def dispatches(config: Config, moe: MoE, skew: float, factor: float) -> Row:
-    """Seconds and scratch bytes of both dispatches, on the same tokens."""
+    """Measure seconds and scratch bytes of both dispatches, on the same tokens."""
     rng = np.random.default_rng(config.seed)
     d, f, n = config.d_model, config.d_ff, moe.experts
     x, up, down = (
@@ -202,7 +202,7 @@ def dispatches(config: Config, moe: MoE, skew: float, factor: float) -> Row:
         for s in ((config.tokens, d), (n, f, d), (n, d, f))
     )
     gates, chosen = route(jnp.asarray(router_logits(config, moe, skew)), moe)
-    size = dispatch.capacity(config.tokens, dataclasses.replace(moe, capacity_factor=factor))
+    size = expert_dispatch.capacity(config.tokens, dataclasses.replace(moe, capacity_factor=factor))
 
     def call(how, x, gates, chosen, up, down):
         def ffn(rows, e):
@@ -211,10 +211,12 @@ def dispatches(config: Config, moe: MoE, skew: float, factor: float) -> Row:
         return how(x, gates, chosen, ffn, n)
 
     def capacity(*args):
-        return dispatch.with_capacity(*args, size)[0]
+        return expert_dispatch.with_capacity(*args, size)[0]
 
     args = (x, gates, chosen, up, down)
-    compiled = [jax.jit(call, static_argnums=0).lower(how, *args).compile() for how in (dispatch.dropless, capacity)]
+    compiled = [
+        jax.jit(call, static_argnums=0).lower(how, *args).compile() for how in (expert_dispatch.dropless, capacity)
+    ]
 
     def timed(call) -> Measure:
         def measure() -> float:
@@ -232,26 +234,73 @@ def dispatches(config: Config, moe: MoE, skew: float, factor: float) -> Row:
     return found | {"activation_mb": x.nbytes / 1e6}
 
 
-def tables(config: Config, found: dict[str, list[Row]]) -> list[Table]:
-    """What is dropped, a column for each capacity factor; what dispatch costs; and what is left of a model."""
-    n = len(config.capacity_factors)
-    groups = (found["dropped"][start : start + n] for start in range(0, len(found["dropped"]), n))
-    dropped = [rows[0] | {f"at_{i}": row["dropped"] for i, row in enumerate(rows)} for rows in groups]
-    factors = {f"x{factor:g}": f"{{at_{i}:.1%}}" for i, factor in enumerate(config.capacity_factors)}
-    size, routed = dict(experts="{experts}", top_k="{top_k}"), dict(router="{router}", skew="{skew:g}")
-    work = dict(fullest="{fullest:.2f}", dropless_computes="{dropless_computed:.2f}")
-    times = dict(dropless="{dropless_ms:.1f} ms", capacity="{capacity_ms:.1f} ms", ratio="{ratio:.2f}")
-    memory = dict(scratch_of_dropless="{dropless_mb:.1f} MB", scratch_of_capacity="{capacity_mb:.1f} MB")
-    left = dict(factor="{bound}", dropped="{dropped:.1%}", fullest="{kept_load:.2f}", perplexity="{perplexity:.2f}")
-    return [
-        script.table(dropped, **size, **routed, **work, **factors),
-        script.table(found["dispatches"], **size, skew="{skew:g}", factor="x{factor:g}", **times, **memory),
-        *([script.table(found["model"], **size, router="{router}", **left)] if found["model"] else []),
+def items(config: Config, prompts: Prompts) -> dict[str, Callable[[Run], list[Row]]]:
+    """List what is measured of each mixture; of the model, where there is one, at the end."""
+    factor = config.capacity_factors[1 % len(config.capacity_factors)]
+    found: dict[str, Callable[[Run], list[Row]]] = {}
+    for moe in config.mixtures():
+        size = f"{moe.experts} experts, {moe.top_k} a token"
+        found[f"{size}: what is dropped"] = partial(measure_drops, moe=moe)
+        for skew in dict.fromkeys((config.skews[0], config.skews[-1])):
+            found[f"{size}: time, skew {skew:g}"] = partial(measure_dispatches, moe=moe, skew=skew, factor=factor)
+    for experts in config.experts if config.model else ():
+        found[f"a model of {experts} experts"] = partial(measure_model, experts=experts)
+    return found
+
+
+def measure_drops(run: Run, moe: MoE) -> list[Row]:
+    """Measure a row for each router, skew and capacity factor."""
+    return [{"part": "dropped"} | row for row in drops(run.config, moe)]
+
+
+def measure_dispatches(run: Run, moe: MoE, skew: float, factor: float) -> list[Row]:
+    """Measure one row: both dispatches in alternation."""
+    return [{"part": "dispatches"} | dispatches(run.config, moe, skew, factor)]
+
+
+def measure_model(run: Run, experts: int) -> list[Row]:
+    """Measure a row for each router and bound."""
+    run.expect(len(variants(run.config, experts)))
+
+    def step(line: str) -> None:
+        run.say(line)
+        run.tick()
+
+    return [{"part": "model"} | row for row in of_model(run.config, *run.ready, experts, step)]
+
+
+def parts(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Give the rows by the part that they are of, without its name."""
+    found: dict[str, list[Row]] = {"dropped": [], "dispatches": [], "model": []}
+    for row in rows:
+        found[row["part"]].append({key: value for key, value in row.items() if key != "part"})
+    return found
+
+
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """Tabulate what is dropped, a column for each capacity factor; what dispatch costs; and what is left of a model."""
+    found = parts(rows)
+    groups: dict[tuple, Row] = {}
+    for row in found["dropped"]:
+        same = tuple(row[key] for key in ("experts", "top_k", "router", "skew"))
+        groups.setdefault(same, dict(row))[f"x{row['factor']:g}"] = f"{row['dropped']:.1%}"
+    factors = {f"x{row['factor']:g}": f"{{x{row['factor']:g}}}" for row in found["dropped"]}
+    size, routed = {"experts": "{experts}", "top k": "{top_k}"}, {"router": "{router}", "skew": "{skew:g}"}
+    work = {"fullest": "{fullest:.2f}", "dropless computes": "{dropless_computed:.2f}"}
+    times = {"dropless": "{dropless_ms:.1f} ms", "capacity": "{capacity_ms:.1f} ms", "ratio": "{ratio:.2f}"}
+    memory = {"scratch of dropless": "{dropless_mb:.1f} MB", "scratch of capacity": "{capacity_mb:.1f} MB"}
+    timed = size | {"skew": "{skew:g}", "factor": "x{factor:g}"} | times | memory
+    left = size | {"router": "{router}", "factor": "{bound}", "dropped": "{dropped:.1%}", "fullest": "{kept_load:.2f}"}
+    made = [
+        Table.of(groups.values(), size | routed | work | factors, "what is dropped"),
+        Table.of(found["dispatches"], timed, "what dispatch costs"),
+        Table.of(found["model"], left | {"perplexity": "{perplexity:.2f}"}, "what is left of a model"),
     ]
+    return [table for table in made if table.rows]
 
 
 def plots(config: Config, found: dict[str, list[Row]]) -> dict[str, str]:
-    """Charts as SVG, by the name of their file."""
+    """Draw charts as SVG, by the name of their file."""
     skew, one = config.skews[-1], config.routers[0]
     everything, worst = found["dropped"], [row for row in found["dropped"] if row["skew"] == skew]
     bounded = [row for row in found["model"] if row["factor"] is not None]
@@ -283,38 +332,16 @@ def plots(config: Config, found: dict[str, list[Row]]) -> dict[str, str]:
     return made
 
 
-def main(path: str, *overrides: str) -> None:
-    """Run the experiment: tables on the terminal; results.json, table.txt and charts in the run folder."""
-    config = read_as(Config, path, overrides)
-    mixtures = config.mixtures()
-    results.check_writable(config.output)
-    loaded = load(config)
-    found: dict[str, list[Row]] = {"dropped": [], "dispatches": [], "model": []}
-    skews = list(dict.fromkeys((config.skews[0], config.skews[-1])))
-    parts = len(mixtures) * (1 + len(skews)) + (sum(len(variants(config, n)) for n in config.experts) if loaded else 0)
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("measuring", total=parts)
+def files(run: Run) -> Mapping[str, str]:
+    """Give results.json: all figures by part; and the charts, once all that they show is there."""
+    found = parts(run.rows)
+    made = {"results.json": json.dumps(found, indent=2) + "\n"}
+    whole = len(found["dispatches"]) == len(run.config.experts) * len({run.config.skews[0], run.config.skews[-1]})
+    return made | (plots(run.config, found) if whole else {})
 
-        def step(line: str) -> None:
-            progress.console.print(line, highlight=False)
-            progress.advance(task)
 
-        for moe in mixtures:
-            found["dropped"] += drops(config, moe)
-            step(f"{moe.experts} experts: what {', '.join(config.routers)} drop")
-            for skew in skews:
-                factor = config.capacity_factors[1 % len(config.capacity_factors)]
-                row = dispatches(config, moe, skew, factor)
-                found["dispatches"].append(row)
-                step(f"{moe.experts} experts, skew {skew:g}: dropless {row['ratio']:.2f} times as fast")
-        for experts in config.experts if loaded else ():
-            found["model"] += of_model(config, *loaded, experts, step)
-    folder = results.new_run(config)
-    write_atomic(folder / "results.json", json.dumps(found, indent=2) + "\n")
-    for name, svg in plots(config, found).items():
-        write_atomic(folder / name, svg)
-    script.show(folder / "table.txt", *tables(config, found), width=140)
-
+CALLS = dict(check=Config.check, model=model_of, prepare=prepare, files=files)
+KINDS.add("moe_capacity", Kind(Config, items, lambda item, run: item(run), tables, **CALLS))
 
 if __name__ == "__main__":
-    script.run(main, __doc__)
+    script.run("moe_capacity", __doc__)

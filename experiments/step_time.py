@@ -1,39 +1,37 @@
-"""How long is a decode step, by the format of the weights and the tokens that it scores, and what did memory allow?
+"""Measure a decode step by the format of the weights and the tokens that it scores, beside what memory allows.
 
-    python experiments/step_time.py configs/step_time.yaml
-    python experiments/step_time.py configs/step_time.yaml model=random:llama3-8b "weights=[null, int8, int4]"
+    jaxinfer run configs/step_time.yaml
+    jaxinfer run configs/step_time.yaml model=random:llama3-8b "weights=[null, int8, int4]"
 
 All variants are in memory at once and take turns, so that a machine whose speed drifts is the same for each. Beside the
 time stand the bytes that a step has to read (weights, and the keys and values in use) over it, as a share of the
-bandwidth at which the machine only reads, measured before and behind; and the time over that of the first variant.
+bandwidth at which the machine only reads, measured before and after; and the time over that of the first variant.
 """
 
-import dataclasses
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from rich.console import Console
 
 import jaxinfer
 from jaxinfer.analysis.measure import read_bandwidth
 from jaxinfer.analysis.step_cost import in_turn, standing
-from jaxinfer.caching import write_atomic
-from jaxinfer.config import WeightFormat
+from jaxinfer.compress import quantize_weights
 from jaxinfer.errors import InputError
-from jaxinfer.experiment import results, script
-from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, ModelSpec, read_as
-from jaxinfer.transform import quantize_weights
+from jaxinfer.experiment import KINDS, Kind, Run, Table, script
+from jaxinfer.experiment.kind import Prompts, Row
+from jaxinfer.experiment.schema import ModelSpec
+from jaxinfer.host.values import FORBID_UNKNOWN_KEYS
+from jaxinfer.weights.formats import FORMATS
 
 
 @dataclass(frozen=True)
 class Config:
-    """What is measured: see configs/step_time.yaml."""
+    """The options of this experiment: see configs/step_time.yaml."""
 
     name: str
     model: ModelSpec
-    weights: tuple[WeightFormat | Literal["bfloat16"] | None, ...] = (None, "bfloat16", "int8", "int4")
+    weights: tuple[str | None, ...] = (None, "bfloat16", "int8", "int4")
     widths: tuple[int, ...] = (1, 8)
     batches: tuple[int, ...] = (1,)
     live: tuple[int, ...] = (128,)
@@ -43,12 +41,8 @@ class Config:
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
-    def to_mapping(self) -> dict[str, Any]:
-        """What config.yaml of a run holds."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
     def check(self) -> None:
-        """Raises InputError for what cannot be measured."""
+        """Raise InputError for what cannot be measured."""
         for name in ("weights", "widths", "batches", "live"):
             if not getattr(self, name):
                 raise InputError(f"{name}: give at least one value")
@@ -57,67 +51,105 @@ class Config:
                 raise InputError(f"{name}: {min(getattr(self, name))} must be 1 or above")
         if min(self.rounds, self.steps) < 1:
             raise InputError("rounds and steps must be 1 or above")
+        for name in self.weights:
+            if name not in (None, "bfloat16"):
+                FORMATS.find(name, "weights")
         if self.model.weights:
             raise InputError("model.weights: leave it out; the formats that are compared stand under weights")
 
 
 def as_format(config: Config, plain: jaxinfer.Model, name: str | None) -> jaxinfer.Model:
-    """The model with weights of that format."""
+    """Give the model with weights of that format."""
     if name == "bfloat16":
         return jaxinfer.load(config.model.source, name)
     return quantize_weights(plain, name) if name else plain
 
 
-def measured(config: Config, models: dict[str, jaxinfer.Model], batch: int, live: int) -> list[dict[str, Any]]:
-    """A row for each format and width."""
-    most = config.steps * (config.rounds + 2)
+def items(config: Config, prompts: Prompts) -> dict[str, tuple[int, int]]:
+    """List rows and tokens of a cache; in each, formats and widths take turns."""
+    return {f"batch {n}, {live} tokens in the cache": (n, live) for n in config.batches for live in config.live}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The model by the format of its weights, and the bandwidth measured before: bytes a second."""
+
+    models: dict[str, jaxinfer.Model]
+    bandwidth: float
+
+
+def prepare(config: Config, model: jaxinfer.Model, prompts: Prompts) -> Ready:
+    """Put all formats into memory at once."""
+    models = {name or model.dtype: as_format(config, model, name) for name in config.weights}
+    return Ready(models, read_bandwidth())
+
+
+def measure(item: tuple[int, int], run: Run) -> list[Row]:
+    """Measure a row for each format and width."""
+    batch, live = item
+    config: Config = run.config
     running = {
-        (name, width): standing(model, width, batch, live, most)
-        for name, model in models.items()
+        (name, width): standing(model, width, batch, live, config.steps * (config.rounds + 2))
+        for name, model in run.ready.models.items()
         for width in config.widths
     }
     taken = in_turn(running, config.rounds, config.steps)
     first = taken[next(iter(running))]
+    bandwidth = max(run.ready.bandwidth, read_bandwidth())
     rows = []
     for (name, width), seconds in taken.items():
-        row = {"weights": name, "batch": batch, "live": live, "width": width, "seconds": statistics.median(seconds)}
+        row: Row = {
+            "weights": name,
+            "batch": batch,
+            "live": live,
+            "width": width,
+            "seconds": statistics.median(seconds),
+        }
         row["best_seconds"] = min(seconds)
         row["bytes"] = running[name, width].stats().step_bytes
         row["ratio"] = statistics.median(a / b for a, b in zip(seconds, first, strict=True))
-        rows.append(row)
+        rows.append(row | {"read_bytes_per_s": bandwidth})
     return rows
 
 
-def main(path: str, *overrides: str) -> None:
-    """Run the experiment: a table on the terminal; results.json and table.txt in the run folder."""
-    config = read_as(Config, path, overrides)
-    config.check()
-    results.check_writable(config.output)
-    plain = jaxinfer.load(config.model.source, config.model.dtype)
-    models = {name or plain.dtype: as_format(config, plain, name) for name in config.weights}
-    before, found = read_bandwidth(), []
-    with Console(stderr=True).status("measuring") as status:
-        for batch in config.batches:
-            for live in config.live:
-                status.update(f"batch {batch}, {live} tokens in the cache")
-                found += measured(config, models, batch, live)
-    bandwidth = max(before, read_bandwidth())
-    for row in found:
-        row["of_bandwidth"] = row["bytes"] / row["seconds"] / bandwidth
-    folder = results.new_run(config)
-    record = {"read_bytes_per_s": bandwidth, "rows": found}
-    write_atomic(folder / "results.json", json.dumps(record, indent=2) + "\n")
-    shown = [
-        row | {"ms": 1e3 * row["seconds"], "best": 1e3 * row["best_seconds"], "mb": row["bytes"] / 1e6} for row in found
-    ]
-    with Console(record=True, highlight=False) as console:
-        console.print(f"{plain.name}: the machine reads {bandwidth / 1e9:.1f} GB/s")
-        columns = {"weights": "{weights}", "batch": "{batch}", "live": "{live}", "width": "{width}", "ms": "{ms:.2f}"}
-        columns |= {"best": "{best:.2f}", "over_the_first": "{ratio:.2f}", "MB": "{mb:.0f}"}
-        console.print(script.table(shown, **columns, of_bandwidth="{of_bandwidth:.0%}"))
-        console.print(f"{folder}")
-    write_atomic(folder / "table.txt", console.export_text())
+def of_bandwidth(rows: Sequence[Row]) -> tuple[float, list[Row]]:
+    """Give the best bandwidth that was measured, in bytes a second, and the rows with their share of it."""
+    best = max(row["read_bytes_per_s"] for row in rows)
+    shares = [row | {"of_bandwidth": row["bytes"] / row["seconds"] / best} for row in rows]
+    return best, [{key: value for key, value in row.items() if key != "read_bytes_per_s"} for row in shares]
 
+
+def table(rows: Sequence[Row]) -> Table:
+    """Tabulate a line for each format and width."""
+    columns = {
+        "weights": "{weights}",
+        "batch": "{batch}",
+        "live": "{live}",
+        "width": "{width}",
+        "ms": lambda row: f"{1e3 * row['seconds']:.2f}",
+        "best": lambda row: f"{1e3 * row['best_seconds']:.2f}",
+        "over the first": "{ratio:.2f}",
+        "MB": lambda row: f"{row['bytes'] / 1e6:.0f}",
+        "of bandwidth": "{of_bandwidth:.0%}",
+    }
+    return Table.of(of_bandwidth(rows)[1], columns)
+
+
+def files(run: Run) -> dict[str, str]:
+    """Give results.json: all figures."""
+    best, rows = of_bandwidth(run.rows)
+    return {"results.json": json.dumps({"read_bytes_per_s": best, "rows": rows}, indent=2) + "\n"}
+
+
+def summary(run: Run) -> str:
+    """Name the bandwidth that shares are of."""
+    return f"{run.model.name}: the machine reads {of_bandwidth(run.rows)[0] / 1e9:.1f} GB/s"
+
+
+KINDS.add(
+    "step_time",
+    Kind(Config, items, measure, table, check=Config.check, prepare=prepare, files=files, summary=summary),
+)
 
 if __name__ == "__main__":
-    script.run(main, __doc__)
+    script.run("step_time", __doc__)

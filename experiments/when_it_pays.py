@@ -1,7 +1,7 @@
-"""When does a method that guesses pay? The time of a decode step by its width, over batch sizes.
+"""Measure when a method that guesses pays: the time of a decode step by its width, over batch sizes.
 
-    python experiments/when_it_pays.py configs/when_it_pays.yaml
-    python experiments/when_it_pays.py configs/when_it_pays.yaml batches=[1] widths=[1,2,4,8]
+    jaxinfer run configs/when_it_pays.yaml
+    jaxinfer run configs/when_it_pays.yaml batches=[1] widths=[1,2,4,8]
 
 A step over w tokens that takes r times as long as one over a single token pays if it emits more than r tokens. For a
 chain of guesses that are each right with probability a this is (1 - a^w) / (1 - a) > r.
@@ -13,23 +13,20 @@ To the step of a method the time of its guesses is added, measured in the answer
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 import jaxinfer
 from jaxinfer.analysis.step_cost import acceptance_to_break_even, propose_seconds, step_seconds, widths_of
-from jaxinfer.caching import write_atomic
 from jaxinfer.decoding.checks import check_needs
 from jaxinfer.errors import InputError
-from jaxinfer.experiment import extras, lines, load_prompts, registry, results, script
+from jaxinfer.experiment import KINDS, Kind, Run, Table, lines, registry, script
+from jaxinfer.experiment.kind import Prompts, Row
 from jaxinfer.experiment.merge import Origin
 from jaxinfer.experiment.prompts import token_ids
-from jaxinfer.experiment.schema import FORBID_UNKNOWN_KEYS, ExtraSpec, ModelSpec, PromptSpec, read_as
+from jaxinfer.experiment.schema import ExtraSpec, ModelSpec, PromptSpec
+from jaxinfer.host.values import FORBID_UNKNOWN_KEYS
 
 
 @dataclass(frozen=True)
@@ -44,18 +41,14 @@ class Config:
     rounds: int = 5
     steps: int = 12
     methods: dict[str, str | dict[str, Any]] = field(default_factory=dict)  # by a name of your choice
-    prompts: PromptSpec = field(default_factory=PromptSpec)  # what methods guess behind
+    prompts: PromptSpec = field(default_factory=PromptSpec)  # what methods guess after
     extras: dict[str, ExtraSpec] = field(default_factory=dict)  # what they need
     output: str = "runs"
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
-    def to_mapping(self) -> dict:
-        """What config.yaml of a run holds."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
     def check(self) -> None:
-        """Raises InputError for numbers that cannot be measured."""
+        """Raise InputError for numbers that cannot be measured."""
         for key in ("batches", "widths"):
             values = getattr(self, key)
             if not values or min(values) < 1:
@@ -65,10 +58,11 @@ class Config:
                 raise InputError(f"{key}={getattr(self, key)} must be at least 1")
         if 1 not in self.widths:
             raise InputError(f"widths={list(self.widths)} must hold 1, with which the others are compared")
+        methods_of(self)
 
 
 def methods_of(config: Config) -> dict[str, Any]:
-    """The methods by name. Raises InputError for one that makes no guesses, or that needs what `extras` lack."""
+    """Make the methods by name. Raises InputError for one that makes no guesses, or that needs what `extras` lack."""
     found = {name: registry.method(spec, ("methods", name), Origin("config")) for name, spec in config.methods.items()}
     for name, method in found.items():
         if method.width < 2:
@@ -79,7 +73,7 @@ def methods_of(config: Config) -> dict[str, Any]:
 
 
 def of_batch(config: Config, seconds: Mapping[int, float], batch: int) -> list[dict[str, Any]]:
-    """For each width: seconds of a step, the ratio to width 1, and the acceptance at which a chain breaks even."""
+    """Measure by width the seconds of a step, the ratio to width 1, and the acceptance where a chain breaks even."""
     rows = []
     for width, value in sorted(seconds.items()):
         if width not in config.widths:
@@ -97,7 +91,7 @@ def of_methods(
     batch: int,
     prompts: list[list[int]],
 ) -> list[dict[str, Any]]:
-    """For each method and width of its steps: seconds of its guesses, and what a step has to bring to break even."""
+    """Measure for each method and width of its steps the seconds of its guesses, and what a step has to bring."""
     rows = []
     for name, method in methods.items():
         guesses = propose_seconds(model, method, [list(itertools.islice(itertools.cycle(prompts), batch))])
@@ -109,53 +103,75 @@ def of_methods(
     return rows
 
 
-def methods_table(rows: list[dict[str, Any]]) -> Table:
-    """A row for each method and width of its steps; under each batch size what a step has to emit."""
+@dataclass(frozen=True)
+class Ready:
+    """The methods by name, the prompts that they guess after, and all widths to measure."""
+
+    methods: dict[str, Any]
+    tokens: list[list[int]]
+    widths: tuple[int, ...]
+
+
+def prepare(config: Config, model: jaxinfer.Model, prompts: Prompts) -> Ready:
+    """Make the methods and widths ready. Raises InputError for a method that the model cannot be decoded with."""
+    methods = methods_of(config)
+    if methods and model.tokenizer is None:
+        raise InputError(f"model.source: {config.model.source!r} has no tokenizer, which methods need")
+    tokens = [token_ids(model, prompt, config.prompts.chat) for prompt in prompts] if methods else []
+    for method in methods.values():
+        check_needs(method, model)
+    widths = dict.fromkeys((*config.widths, *(width for one in methods.values() for width in widths_of(one))))
+    return Ready(methods, tokens, tuple(widths))
+
+
+def measure(batch: int, run: Run) -> list[Row]:
+    """Measure rows for each width, then for each method."""
+    config, ready = run.config, run.ready
+    alone = dataclasses.replace(run.model, extras={})
+    seconds = step_seconds(alone, ready.widths, batch, config.live, config.rounds, config.steps)
+    return of_batch(config, seconds, batch) + of_methods(ready.methods, run.model, seconds, batch, ready.tokens)
+
+
+def split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Split the rows into those of widths and those of methods."""
+    return [row for row in rows if "method" not in row], [row for row in rows if "method" in row]
+
+
+def methods_table(rows: Sequence[Row]) -> Table:
+    """Tabulate a row for each method and width of its steps; under each batch size what a step has to emit."""
     batches = list(dict.fromkeys(row["batch"] for row in rows))
-    shown = Table("method", "width", *(f"batch {batch}" for batch in batches), box=None)
     cells = {(row["method"], row["width"], row["batch"]): row for row in rows}
+    shown = []
     for name, width in dict.fromkeys((row["method"], row["width"]) for row in rows):
         found = [cells[name, width, batch] for batch in batches]
         shares = ("never" if row["share"] is None else f"{row['share']:.0%}" for row in found)
         texts = (f"{row['tokens']:.2f} ({share})" for row, share in zip(found, shares, strict=True))
-        shown.add_row(name, str(width), *texts)
-    return shown
+        shown.append((name, str(width), *texts))
+    title = "tokens that a step has to emit to break even, and the share of its guesses that this is"
+    return Table(("method", "width", *(f"batch {batch}" for batch in batches)), tuple(shown), title)
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
-    """A row for each batch size and width."""
-    shown = Table("batch", "width", "ms a step", "over width 1", "a chain pays from acceptance", box=None)
-    for row in rows:
-        pays = "never" if row["pays_from"] is None else f"{row['pays_from']:.2f}"
-        cells = (f"{1e3 * row['seconds']:.1f}", f"{row['ratio']:.2f}", "-" if row["width"] == 1 else pays)
-        shown.add_row(str(row["batch"]), str(row["width"]), *cells)
-    return shown
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """Tabulate a row for each batch size and width; and the table of methods, where there are any."""
+
+    def pays(row: Row) -> str:
+        return "-" if row["width"] == 1 else "never" if row["pays_from"] is None else f"{row['pays_from']:.2f}"
+
+    widths, methods = split(rows)
+    columns = {
+        "batch": "{batch}",
+        "width": "{width}",
+        "ms a step": lambda row: f"{1e3 * row['seconds']:.1f}",
+        "over width 1": "{ratio:.2f}",
+        "a chain pays from acceptance": pays,
+    }
+    return [Table.of(widths, columns), *([methods_table(methods)] if methods else [])]
 
 
-def main(path: str, *overrides: str) -> None:
-    """Run the experiment: tables on the terminal and in table.txt; results.json and two charts in the run folder."""
-    config = read_as(Config, path, overrides)
-    config.check()
-    methods = methods_of(config)
-    prompts = load_prompts(config.prompts, Path(path).parent) if methods else ()
-    results.check_writable(config.output)
-    model = jaxinfer.load(config.model.source, config.model.dtype, config.model.weights)
-    if methods and model.tokenizer is None:
-        raise InputError(f"model.source: {config.model.source!r} has no tokenizer, which methods need")
-    tokens = [token_ids(model, prompt, config.prompts.chat) for prompt in prompts]
-    equipped = extras.attach(model, config.model.source, config.extras)
-    for method in methods.values():
-        check_needs(method, equipped)
-    widths = tuple(dict.fromkeys((*config.widths, *(width for one in methods.values() for width in widths_of(one)))))
-    found, paying = [], []
-    with Console(stderr=True).status("measuring") as status:
-        for batch in config.batches:
-            status.update(f"batch {batch}")
-            seconds = step_seconds(model, widths, batch, config.live, config.rounds, config.steps)
-            found += of_batch(config, seconds, batch)
-            paying += of_methods(methods, equipped, seconds, batch, tokens)
-    folder = results.new_run(config)
-    write_atomic(folder / "results.json", json.dumps({"widths": found, "methods": paying}, indent=2) + "\n")
+def files(run: Run) -> dict[str, str]:
+    """Give results.json, and charts over the width: the time of a step, and the acceptance at which a chain pays."""
+    found, paying = split(run.rows)
+    made = {"results.json": json.dumps({"widths": found, "methods": paying}, indent=2) + "\n"}
     for file, key, label in (
         ("cost.svg", "ratio", "time of a step over that of width 1"),
         ("acceptance.svg", "pays_from", "acceptance at which a chain pays"),
@@ -164,14 +180,24 @@ def main(path: str, *overrides: str) -> None:
             f"batch {batch}": [
                 (row["width"], row[key]) for row in found if row["batch"] == batch and row[key] is not None
             ]
-            for batch in config.batches
+            for batch in dict.fromkeys(row["batch"] for row in found)
         }
-        write_atomic(
-            folder / file, lines.chart(f"{model.name}: {label}", "tokens in a step", label, series, log_x=True)
-        )
-    title = "\ntokens that a step has to emit to break even, and the share of its guesses that this is"
-    script.show(folder / "table.txt", table(found), *([title, methods_table(paying)] if paying else []))
+        made[file] = lines.chart(f"{run.model.name}: {label}", "tokens in a step", label, series, log_x=True)
+    return made
 
+
+KINDS.add(
+    "when_it_pays",
+    Kind(
+        Config,
+        items=lambda config, prompts: {f"batch {batch}": batch for batch in config.batches},
+        measure=measure,
+        table=tables,
+        check=Config.check,
+        prepare=prepare,
+        files=files,
+    ),
+)
 
 if __name__ == "__main__":
-    script.run(main, __doc__)
+    script.run("when_it_pays", __doc__)

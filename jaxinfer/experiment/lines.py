@@ -20,7 +20,7 @@ Series = Mapping[str, Sequence[tuple[float, float]]]
 def series(
     named: Sequence[tuple[str, Mapping[str, Any]]], x: str, y: str, scale: float = 1
 ) -> dict[str, list[tuple[float, float]]]:
-    """A line for each name, through its rows: their entries `x`, and `y` times `scale`. Equal points are one."""
+    """Make a line for each name, through its rows: their entries `x`, and `y` times `scale`. Equal points are one."""
     found: dict[str, list[tuple[float, float]]] = {}
     for name, row in named:
         line, point = found.setdefault(name, []), (row[x], scale * row[y])
@@ -30,7 +30,7 @@ def series(
 
 
 def chart(title: str, x_label: str, y_label: str, series: Series, log_x: bool = False, log_y: bool = False) -> str:
-    """One line for each entry of `series`, through its points (x, y). Logarithmic axes need positive values."""
+    """Draw one line for each entry of `series`, through its points (x, y). Logarithmic axes need positive values."""
     points = [point for line in series.values() for point in line]
     across = _Axis([x for x, _ in points], LEFT, WIDTH - RIGHT, log_x)
     up = _Axis([y for _, y in points], HEIGHT - BOTTOM, TOP, log_y)
@@ -62,7 +62,7 @@ def chart(title: str, x_label: str, y_label: str, series: Series, log_x: bool = 
 
 
 class _Axis:
-    """Where values lie between two ends, and round values to mark."""
+    """The place of values between two ends, and round values to mark."""
 
     def __init__(self, values: list[float], start: float, end: float, log: bool):
         self.log, self.start, self.end = log, start, end

@@ -4,14 +4,13 @@ Nothing here knows the schema, except which keys have a shorthand: a bare value 
 """
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from jaxinfer.errors import InputError
+from jaxinfer.errors import InputError, shown, shown_text
+from jaxinfer.host.files import path_of, read_text
+from jaxinfer.host.yaml_text import MOST_BYTES, parse
 
 Keys = tuple[str | int, ...]  # a dotted path, split
 
@@ -21,48 +20,59 @@ ROW_SHORTHAND = {"method": "name", "policy": "name"}
 
 @dataclass(frozen=True)
 class Origin:
-    """Where values came from, so that an error can name the file or the override that is at fault."""
+    """The origin of values, so that an error can name the file or the override that is at fault."""
 
     file: str
     overrides: tuple[tuple[Keys, str], ...] = ()
+    above: Keys = ()  # where the paths that it is asked about begin
+
+    def below(self, path: Keys) -> "Origin":
+        """Give the origin of what lies below a path, for those who know nothing of what is above."""
+        return dataclasses.replace(self, above=(*self.above, *path))
 
     def of(self, path: Keys) -> str:
-        """The override that set `path` (or something around or below it), else the file."""
+        """Give the override that set `path` (or something around or below it), else the file."""
+        path = (*self.above, *path)
         for touched, text in reversed(self.overrides):
             shared = min(len(touched), len(path))
             if touched[:shared] == path[:shared]:
-                return f"override {text!r}"
+                return named(text)
         return self.file
 
     def error(self, path: Keys, problem: str) -> InputError:
-        """`<origin>: <dotted path>: <problem>`, in one line."""
-        return InputError(": ".join(filter(None, (self.of(path), dotted(path), problem))))
+        """Make the error `<origin>: <dotted path>: <problem>`, in one line."""
+        return InputError(
+            ": ".join(filter(None, (self.of(path), shown_text(dotted((*self.above, *path)), 120), problem)))
+        )
+
+
+def named(override: str) -> str:
+    """Name an override in an error line."""
+    return f"override {shown(override, 120)}"
 
 
 def dotted(path: Keys) -> str:
-    """A path as the user writes it: `rows.1.method`."""
+    """Write a dotted path as the user does: `rows.1.method`."""
     return ".".join(map(str, path))
 
 
 def show(value: Any, width: int = 60) -> str:
-    """A bad value for an error line, as YAML spells it, cut to `width` characters."""
+    """Show a bad value in an error line, as YAML spells it, cut to `width` characters."""
     words = {True: "true", False: "false"} if isinstance(value, bool) else {None: "null"} if value is None else {}
-    text = words[value] if words else " ".join(repr(value).split())
+    text = words[value] if words else " ".join(shown(value, width + 1).split())
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def read(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> tuple[dict, Origin]:
-    """A YAML file with overrides applied in order, shorthands expanded, and the origin of every value.
+    """Read a YAML file with overrides applied in order, shorthands expanded, and the origin of every value.
 
     Raises InputError for a file that is missing, unreadable, not YAML, or not a mapping, and for a malformed override.
     """
-    file = str(path)
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such config file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    if not str(path).strip():
+        raise InputError("the name of the config file is empty")
+    if not Path(path_of(path)).exists():
+        raise InputError(f"{shown_text(str(path))}: no such config file")
+    text, file = read_text(path, most=MOST_BYTES), shown_text(str(path))
     data = parse(text, file)
     if data is None:
         raise InputError(f"{file}: is empty; a config is a mapping that starts with 'name: ...'")
@@ -75,19 +85,8 @@ def read(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> tuple
     return expand(data), origin
 
 
-def parse(text: str, where: str) -> Any:
-    """One YAML document. Raises InputError with the line number of a syntax error or a duplicate key."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = " ".join((getattr(error, "problem", None) or str(error)).split())
-        raise InputError(f"{where}{line}: not valid YAML: {problem}") from None
-
-
 def apply(data: dict, override: str) -> tuple[dict, Keys]:
-    """`data` with one override `a.b=value` applied (a copy), and the path that it set.
+    """Apply one override `a.b=value` to `data` (a copy), and give the path that it set.
 
     The value is parsed as YAML. Mappings on the way are created where they are missing; list entries must exist.
     Raises InputError for anything else.
@@ -95,8 +94,8 @@ def apply(data: dict, override: str) -> tuple[dict, Keys]:
     key, equals, value = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise InputError(f"override {override!r}: write it as path.to.key=value, such as decoding.seed=1")
-    parsed = parse(value, f"override {override!r}")
+        raise InputError(f"{named(override)}: write it as path.to.key=value, such as decoding.seed=1")
+    parsed = parse(value, named(override))
     if len(parts) == 1 and parts[0] in SHORTHAND and not isinstance(parsed, dict | None):
         parts.append(SHORTHAND[parts[0]])
     path = _resolve(data, parts, override)
@@ -104,7 +103,7 @@ def apply(data: dict, override: str) -> tuple[dict, Keys]:
 
 
 def expand(data: dict) -> dict:
-    """`data` with the shorthands written out as mappings."""
+    """Write out the shorthands in `data` as mappings."""
     data = _expand(data, SHORTHAND, str | list)
     if isinstance(extras := data.get("extras"), dict):
         data["extras"] = {k: {"source": v} if isinstance(v, str) else v for k, v in extras.items()}
@@ -114,7 +113,7 @@ def expand(data: dict) -> dict:
 
 
 def first_difference(one: Any, other: Any, path: Keys = ()) -> tuple[str, Any, Any] | None:
-    """The first place where two trees of plain data differ: (dotted path, value in one, value in other), or None."""
+    """Find the first place where two trees of plain data differ: (dotted path, value in one, in other), or None."""
     if isinstance(one, dict) and isinstance(other, dict):
         steps = [(key, one.get(key), other.get(key)) for key in dict.fromkeys([*one, *other])]
     elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
@@ -125,7 +124,7 @@ def first_difference(one: Any, other: Any, path: Keys = ()) -> tuple[str, Any, A
 
 
 def kind(value: Any) -> str:
-    """What a YAML value is, in words."""
+    """Say what a YAML value is, in words."""
     names = {dict: "a mapping", list: "a list", str: "text", bool: "true/false", type(None): "nothing"}
     return names.get(type(value), "a single value")
 
@@ -138,21 +137,21 @@ def _expand(mapping: dict, shorthand: dict[str, str], bare) -> dict:
 
 
 def _resolve(data: Any, parts: list[str], override: str) -> Keys:
-    """`parts` with list indices turned into integers, checked against the lists that are there."""
+    """Turn list indices in `parts` into integers, checked against the lists that are there."""
     path: list[str | int] = []
     for part in parts:
-        here = dotted(tuple(path)) or "the config"
+        here = shown_text(dotted(tuple(path)), 120) or "the config"
         if isinstance(data, list):
-            if not part.isdecimal() or int(part) >= len(data):
+            if not part.isdecimal() or len(part) > 9 or int(part) >= len(data):
                 valid = f"0 to {len(data) - 1}" if data else "none, it is empty"
-                raise InputError(f"override {override!r}: {here} is a list: {part!r} is not an index of it ({valid})")
+                raise InputError(f"{named(override)}: {here} is a list: {shown(part)} is not an index of it ({valid})")
             path.append(int(part))
             data = data[int(part)]
         elif data is None or isinstance(data, dict):
             path.append(part)
             data = (data or {}).get(part)
         else:
-            raise InputError(f"override {override!r}: {here} is {show(data)}, which has no key {part!r}")
+            raise InputError(f"{named(override)}: {here} is {show(data)}, which has no key {shown(part)}")
     return tuple(path)
 
 
@@ -163,22 +162,3 @@ def _put(data: Any, path: Keys, value: Any) -> Any:
     if isinstance(data, list):
         return [_put(entry, tuple(rest), value) if index == first else entry for index, entry in enumerate(data)]
     return {**(data or {}), first: _put((data or {}).get(first), tuple(rest), value)}
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that also reads `1e-3` as a number (YAML 1.2) and rejects a key given twice."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if isinstance(key, str) and key in seen and key != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
-            if isinstance(key, str):
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)

@@ -1,15 +1,19 @@
-"""Where prompts come from: a bundled set, a .jsonl file, or the config itself."""
+"""The sources of prompts: a bundled set, a .jsonl file, or the config itself."""
 
 import collections
-import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jaxinfer.errors import InputError
+import numpy as np
+
+from jaxinfer.errors import InputError, shown, shown_text
 from jaxinfer.experiment.registry import suggest
 from jaxinfer.experiment.schema import PromptSpec
+from jaxinfer.host import files
+from jaxinfer.host.files import parse_json, path_of
+from jaxinfer.host.token_ids import checked_text
 
 # Spec-Bench (Xia et al. 2024) counts the eight categories of MT-Bench as one family, multi-turn conversation.
 _MT_BENCH = {"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"}
@@ -21,21 +25,27 @@ class Prompt:
 
     family: str
     text: str
+    synthetic: tuple[int, int] | None = None  # of random token ids instead: how many, and their seed
 
 
 def bundled() -> list[str]:
-    """The names of the prompt sets that come with the package."""
+    """Name the prompt sets that come with the package."""
     data = resources.files("jaxinfer") / "data"
     return sorted(entry.name.removesuffix(".jsonl") for entry in data.iterdir() if entry.name.endswith(".jsonl"))
 
 
 def load_prompts(spec: PromptSpec, folder: str | Path = ".") -> tuple[Prompt, ...]:
-    """The prompts of an experiment: the first `spec.per_family` of each family, of these the first `spec.limit`.
+    """Read the prompts of an experiment: the first `spec.per_family` of each family, of these the first `spec.limit`.
 
     A line of a .jsonl file is {"family", "prompt"}, or {"category", "turns"} as in Spec-Bench, of which the first turn
     is taken. A relative path is looked for below the working folder, then below `folder` (the config's).
     Raises InputError for a source that does not exist, is empty, or has a line that is neither form.
     """
+    if asked := spec.synthetic:
+        return tuple(
+            Prompt("synthetic", f"{asked.prompt} random tokens, number {i}", (asked.prompt, asked.seed + i))
+            for i in range(asked.count)
+        )
     if isinstance(spec.source, tuple):
         prompts = [_checked("config", text, f"prompts.source.{index}") for index, text in enumerate(spec.source)]
         where = "prompts.source"
@@ -55,36 +65,48 @@ def load_prompts(spec: PromptSpec, folder: str | Path = ".") -> tuple[Prompt, ..
 
 
 def token_ids(model: Any, prompt: Prompt, chat: bool) -> list[int]:
-    """A prompt as the model reads it: with its chat template, if that is wanted and it has one."""
+    """Encode a prompt as the model reads it: with its chat template, if that is wanted and it has one.
+
+    Of a synthetic one the ids are drawn at random, stop tokens left out.
+    """
+    if prompt.synthetic:
+        length, seed = prompt.synthetic
+        stops = set(getattr(model.tokenizer, "stop_ids", ()))
+        ids = np.array([one for one in range(model.config.vocab_size) if one not in stops])
+        return np.random.default_rng(seed).choice(ids, length).tolist()
     if chat and model.tokenizer.has_chat:
         return model.tokenizer.chat([{"role": "user", "content": prompt.text}])
     return model.tokenizer.encode(prompt.text)
 
 
+def read_text(file: str, name: str) -> str:
+    """Read a text file; `name`: the option or key that named it. Raises InputError if it cannot be read or is empty."""
+    text = files.read_text(file, name)
+    if not text.strip():
+        raise InputError(f"{name}: {shown_text(str(file))}: is empty")
+    return text
+
+
 def _find(source: str, folder: Path) -> tuple[str, str]:
-    """The name to show and the text of a prompt set."""
+    """Find the name to show and the text of a prompt set."""
     if source in bundled():
         return source, (resources.files("jaxinfer") / "data" / f"{source}.jsonl").read_text(encoding="utf-8")
-    path = Path(source).expanduser()
+    path = path_of(source, "prompts.source")
     for candidate in (path, folder / path):
-        if candidate.is_file():
-            try:
-                return str(candidate), candidate.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                reason = getattr(error, "strerror", None) or "not UTF-8 text"
-                raise InputError(f"{candidate}: cannot be read: {reason}") from None
-    raise InputError(f"prompts.source: {source!r} is no .jsonl file and no bundled set{suggest(source, bundled())}")
+        if candidate.exists():
+            return shown_text(str(candidate)), files.read_text(candidate)
+    raise InputError(
+        f"prompts.source: {shown(source)} is no .jsonl file and no bundled set{suggest(source, bundled())}"
+    )
 
 
 def _parse(line: str, where: str) -> Prompt:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+    entry = parse_json(line, where)
     entry = entry if isinstance(entry, dict) else {}
     if isinstance(entry.get("turns"), list) and entry["turns"]:
         category = entry.get("category", "all")
-        return _checked("mt-bench" if category in _MT_BENCH else category, entry["turns"][0], where)
+        in_mt_bench = isinstance(category, str) and category in _MT_BENCH
+        return _checked("mt-bench" if in_mt_bench else category, entry["turns"][0], where)
     if "prompt" in entry:
         return _checked(entry.get("family", "all"), entry["prompt"], where)
     raise InputError(f'{where}: expected {{"family": ..., "prompt": ...}} or {{"category": ..., "turns": [...]}}')
@@ -94,5 +116,5 @@ def _checked(family: object, text: object, where: str) -> Prompt:
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{where}: the prompt must be text, and not empty")
     if not isinstance(family, str):
-        raise InputError(f"{where}: the family must be text, got {family!r}")
-    return Prompt(family, text)
+        raise InputError(f"{where}: the family must be text, got {shown(family)}")
+    return Prompt(checked_text(family, f"{where}: the family"), checked_text(text, f"{where}: the prompt"))

@@ -4,19 +4,20 @@ A mapping such as {name: lookup, width: 8} becomes `jaxinfer.Lookup(width=8)`. I
 """
 
 import dataclasses
+import functools
 import json
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 import jaxinfer
-from jaxinfer.checkpoint.imports import require
 from jaxinfer.errors import nearest
 from jaxinfer.experiment.merge import Keys, Origin, show
+from jaxinfer.host.optional import require
 
 
 def method(spec: Mapping[str, Any] | str, path: Keys, origin: Origin):
-    """The decode method that `spec` describes. Raises InputError, as the others here."""
+    """Make the decode method that `spec` describes. Raises InputError, as the others here."""
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping):
@@ -25,12 +26,12 @@ def method(spec: Mapping[str, Any] | str, path: Keys, origin: Origin):
 
 
 def policy(spec: Mapping[str, Any], path: Keys, origin: Origin):
-    """The cache policy that `spec` describes."""
+    """Make the cache policy that `spec` describes."""
     return _named("policy", jaxinfer.POLICIES, spec, path, origin)
 
 
 def sampling(spec: Mapping[str, Any], path: Keys, origin: Origin):
-    """`jaxinfer.Sampling` with one number a field: in an experiment all prompts of a row share them."""
+    """Make `jaxinfer.Sampling` with one number a field: in an experiment all prompts of a row share them."""
     hints: dict[str, Any] = {field.name: type(field.default) for field in dataclasses.fields(jaxinfer.Sampling)}
     hints["logit_bias"] = dict[int, float] | tuple[tuple[int, float], ...]  # pairs are what `as_mapping` gives
     hints["bad_words"] = tuple[tuple[int, ...], ...]
@@ -38,7 +39,7 @@ def sampling(spec: Mapping[str, Any], path: Keys, origin: Origin):
 
 
 def as_mapping(thing: Any, name: str | None = None) -> dict[str, Any]:
-    """The inverse of the functions above: the fields of a dataclass, after its `name` if it has one."""
+    """Undo the functions above: give the fields of a dataclass, after its `name` if it has one."""
     names: dict[type, str] = {cls: name for name, cls in jaxinfer.METHODS.items()}
     fields = {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing)}
     fields = {key: as_mapping(x, names.get(type(x))) if dataclasses.is_dataclass(x) else x for key, x in fields.items()}
@@ -46,17 +47,23 @@ def as_mapping(thing: Any, name: str | None = None) -> dict[str, Any]:
 
 
 def import_pydantic():
-    """pydantic, or an InputError that says how to install it."""
+    """Import pydantic, or raise an InputError that says how to install it."""
     return require("pydantic", "to read a config")
 
 
+@functools.cache
+def adapter(hint: Any) -> Any:
+    """Make what checks values of a type, once: it takes milliseconds."""
+    return import_pydantic().TypeAdapter(hint)
+
+
 def suggest(word: str, choices) -> str:
-    """The nearest of `choices`, or all of them when none is near: the end of an error line."""
+    """Name the nearest of `choices`, or all of them when none is near: the end of an error line."""
     return nearest(str(word), choices) or (f"; valid: {', '.join(choices)}" if choices else "; there are none")
 
 
 def expected(error: dict) -> str:
-    """What a pydantic error would have taken, in plain words."""
+    """Say what a pydantic error would have taken, in plain words."""
     kind = error["type"].partition("_")[0]
     words = {
         "int": "a whole number",
@@ -84,7 +91,7 @@ def _named(kind: str, classes: Mapping[str, type], spec: Mapping, path: Keys, or
 
 
 def _construct(what: str, cls: type, hints: Mapping, parameters: Mapping, path: Keys, origin: Origin):
-    """`cls(**parameters)`, each parameter checked against its type first."""
+    """Construct `cls(**parameters)`, each parameter checked against its type first."""
     names = [field.name for field in dataclasses.fields(cls) if field.init]
     for key in parameters:
         if key not in names:
@@ -109,7 +116,7 @@ def _value(value: Any, hint: Any, path: Keys, origin: Origin) -> Any:
 def _typed(value: Any, hint: Any, path: Keys, origin: Origin) -> Any:
     pydantic = import_pydantic()
     try:
-        return pydantic.TypeAdapter(hint).validate_json(json.dumps(value, default=str), strict=True)
+        return adapter(hint).validate_json(json.dumps(value, default=str), strict=True)
     except pydantic.ValidationError as caught:
         wanted = dict.fromkeys(expected(error) for error in caught.errors(include_url=False))
     raise origin.error(path, f"expected {' or '.join(wanted)}, got {show(value)}")

@@ -3,42 +3,59 @@
     runs/<name>-<YYYYmmdd-HHMMSS>/
       config.yaml     the config with every default filled in
       versions.json   the software and the machine
-      rows.jsonl      one line a finished row: the raw measurement (see runner.measure)
-      table.md, report.html
+      rows.jsonl      one line a finished row, or item: the raw measurement (see passes.measure, kind.Kind); one that
+                      failed is {"name": ..., "error": ...}
+      results.jsonl   of the kind `rows`: the same in one flat object a row (see `flat`)
+      table.md, report.html, and what else the kind writes
+      .lock           while a process writes here
 
-Every file is replaced in one step, so that it is whole whatever happens.
+The folder appears with config.yaml and versions.json in it, and every file is replaced in one step, so that it is whole
+whatever happens.
 """
 
 import contextlib
+import dataclasses
+import errno
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
 
 import jaxinfer
-from jaxinfer.caching import write_atomic
-from jaxinfer.errors import InputError
+from jaxinfer.errors import InputError, shown, shown_text
+from jaxinfer.experiment import lock
+from jaxinfer.experiment.finished import Check, check
+from jaxinfer.experiment.finished import append_row as append_row
+from jaxinfer.experiment.finished import read_lines as read_lines
+from jaxinfer.experiment.finished import read_rows as read_rows
 from jaxinfer.experiment.merge import first_difference, show
+from jaxinfer.host.files import draft_of, path_of, read_json, read_text, sweep
+from jaxinfer.host.yaml_text import parse
+
+FILES = ("config.yaml", "versions.json")  # what makes a run folder one
 
 
-def check_writable(output: str) -> None:
-    """Make sure that run folders can be made below `output`, and leave no trace. Raises InputError."""
-    folder = Path(output).expanduser()
+def check_writable(output: str, name: str = "output") -> None:
+    """Make sure that folders can be made below `output`, and leave no trace. `name`: its key. Raises InputError."""
+    folder = path_of(output, name)
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".probe-"):
             pass
     except OSError as error:
-        raise InputError(f"output: cannot write below {output!r}: {error.strerror}; set another folder") from None
+        raise _unwritable(output, error, name) from None
     finally:
         with contextlib.suppress(OSError):  # the first that was not made, or that another run has begun to use
             for parent in missing:
@@ -46,90 +63,129 @@ def check_writable(output: str) -> None:
 
 
 class Config(Protocol):
-    """What a config has to say for a run to get its folder: `Experiment`, and those of the scripts in experiments/."""
+    """The part of a config of any kind that gives its run a folder; a frozen dataclass."""
 
     @property
     def name(self) -> str:
-        """What the folder is called by."""
+        """Name the folder."""
 
     @property
     def output(self) -> str:
-        """The folder that it is made in."""
-
-    def to_mapping(self) -> dict[str, Any]:
-        """The whole config as plain data."""
+        """Give the folder that it is made in."""
 
 
-def new_run(config: Config) -> Path:
-    """A fresh run folder that holds config.yaml and versions.json. Two made in the same second differ by a suffix."""
-    output = Path(config.output).expanduser()
+def mapping_of(config: Any, heading: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Give the whole config as plain data, below what stands above it, such as its kind."""
+    return {**(heading or {}), **json.loads(json.dumps(dataclasses.asdict(config)))}
+
+
+@contextlib.contextmanager
+def opened(config: Config, resume: Path | None = None, heading: Mapping[str, Any] | None = None) -> Iterator[Path]:
+    """Open the folder of a run, `resume` or a fresh one, held while it is written: see `lock`.
+
+    heading: see `mapping_of`. A fresh one is there as a whole or not at all. What processes that were killed have left
+    is removed. Raises InputError if the folder cannot be made, or another process writes it.
+    """
+    folder, taken = (resume, lock.take(resume)) if resume else _made(config, heading)
+    try:
+        sweep(folder)
+        yield folder
+    finally:
+        lock.release(folder, taken)
+
+
+def _made(config: Config, heading: Mapping[str, Any] | None) -> tuple[Path, int]:
+    output = path_of(config.output, "output")
     stem = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    output.mkdir(parents=True, exist_ok=True)
-    attempt = 1
-    while True:
-        run = output / (stem if attempt == 1 else f"{stem}-{attempt}")
-        try:
-            run.mkdir()
-            break
-        except FileExistsError:
-            attempt += 1
-    write_atomic(run / "config.yaml", yaml.safe_dump(_portable(config.to_mapping()), sort_keys=False, width=120))
-    write_atomic(run / "versions.json", json.dumps(versions(), indent=2) + "\n")
-    return run
+    draft, taken = draft_of(output / stem), None
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        sweep(output)
+        draft.mkdir()
+        taken = lock.take(draft)
+        text = yaml.safe_dump(_portable(mapping_of(config, heading)), sort_keys=False, width=120)
+        (draft / "config.yaml").write_text(text, encoding="utf-8")
+        (draft / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+        for attempt in itertools.count(1):
+            run = output / (stem if attempt == 1 else f"{stem}-{attempt}")
+            if not run.exists():
+                with contextlib.suppress(FileExistsError, NotADirectoryError):
+                    return _renamed(draft, run), taken
+        raise AssertionError
+    except BaseException as error:
+        if taken is not None:
+            lock.release(draft, taken)
+        shutil.rmtree(draft, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _unwritable(config.output, error) from None
+        raise
+
+
+def _renamed(draft: Path, run: Path) -> Path:
+    try:
+        return draft.rename(run)
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:  # made by another process meanwhile
+            raise FileExistsError from None
+        raise
+
+
+def _unwritable(output: str, error: OSError, name: str = "output") -> InputError:
+    return InputError(f"{name}: cannot write below {shown(output, 200)}: {error.strerror}; set another folder")
 
 
 def newest_run(config: Config) -> Path:
-    """The run folder of this name that was made last. Raises InputError if there is none."""
+    """Find the run folder of this name that was made last. Raises InputError if there is none."""
     found = []
-    for path in Path(config.output).expanduser().glob(f"{config.name}-*"):
-        stamp = re.fullmatch(re.escape(config.name) + r"-(\d{8}-\d{6})(?:-(\d+))?", path.name)
-        if stamp and (path / "config.yaml").is_file():
+    for path in path_of(config.output, "output").glob(f"{config.name}-*"):
+        stamp = re.fullmatch(re.escape(config.name) + r"-(\d{8}-\d{6})(?:-(\d{1,9}))?", path.name, re.ASCII)
+        if stamp and all((path / name).is_file() for name in FILES):
             found.append((stamp[1], int(stamp[2] or 1), path))
     if not found:
-        raise InputError(f"--resume: no run of {config.name!r} below {config.output!r}; start one without --resume")
+        raise InputError(
+            f"--resume: no run of {config.name!r} below {shown(config.output, 200)}; start one without --resume"
+        )
     return max(found)[-1]
 
 
-def check_same(run: Path, config: Config, prompts: list[str]) -> None:
-    """Make sure that `run` measured this config, these prompts, this software and this machine. Raises InputError."""
-    try:
-        before = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        made_with = json.loads((run / "versions.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        raise InputError(f"--resume: {run} is not a run folder: no readable config.yaml and versions.json") from None
+def check_same(
+    run: Path,
+    config: Config,
+    prompts: list[str] | Callable[[dict[str, Any]], list[str]],
+    heading: Mapping[str, Any] | None = None,
+    finished: Check = check,
+) -> None:
+    """Make sure that `run` measured this config, these prompts, this software and this machine. Raises InputError.
+
+    prompts: their texts, or what gives those that a row should have. heading: see `mapping_of`; finished: what checks a
+    line of rows.jsonl.
+
+    It raises one, too, for what is no run folder, for one that is damaged, and for one that another process writes.
+    """
+    if not run.is_dir():
+        raise InputError(f"--resume: {run}: {'is a file' if run.exists() else 'there is no such folder'}")
+    for name in FILES:
+        if not (run / name).exists():
+            raise InputError(f"--resume: {run} is not a run folder: it has no {name}")
+    lock.check_free(run)
+    before = parse(read_text(run / "config.yaml"), str(run / "config.yaml"))
+    made_with = read_json(run / "versions.json")
     commit = {"commit": None}  # a fix between two sittings is no reason to start over
     for what, then, now in (
-        ("config", before, _portable(config.to_mapping())),
+        ("config", before, _portable(mapping_of(config, heading))),
         ("versions", made_with | commit, versions() | commit),
     ):
         if found := first_difference(then, now):
             key, old, new = found
-            raise InputError(f"--resume: {run} has another {what}: {key} was {show(old)}, is {show(new)}")
-    for row in read_rows(run):
-        if [prompt["prompt"] for prompt in row["prompts"]] != prompts:
+            raise InputError(f"--resume: {run} has another {what}: {shown_text(key)} was {show(old)}, is {show(new)}")
+    for row in read_rows(run, finished):
+        wanted = prompts(row) if callable(prompts) else prompts
+        if "prompts" in row and [prompt["prompt"] for prompt in row["prompts"]] != wanted:
             raise InputError(f"--resume: {run} has other prompts: the contents of their file changed")
 
 
-def read_rows(run: Path) -> list[dict[str, Any]]:
-    """The finished rows. A last line that a crash left incomplete is as good as absent."""
-    path = run / "rows.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    rows = []
-    for line in filter(None, lines):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def append_row(run: Path, row: dict[str, Any]) -> None:
-    """Add one finished row. The file is rewritten, so that a torn line before it is dropped."""
-    write_atomic(run / "rows.jsonl", "".join(json.dumps(entry) + "\n" for entry in [*read_rows(run), row]))
-
-
 def versions() -> dict[str, Any]:
-    """The software and the machine, without names of users or folders."""
+    """Name the software and the machine, without names of users or folders."""
     import jax
 
     return {
@@ -145,7 +201,7 @@ def versions() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The git commit of the package, with "+" if files changed since; None unless it runs from its own checkout."""
+    """Give the git commit of the package, with "+" if files changed since; None unless it runs from a checkout."""
     root = Path(jaxinfer.__path__[0]).resolve().parent
     if not (root / ".git").exists():
         return None
@@ -160,7 +216,7 @@ def _commit() -> str | None:
 
 
 def _portable(value: Any) -> Any:
-    """Plain data in which paths below the home folder start with "~", so that results can be shown to others."""
+    """Give plain data in which paths below the home folder start with "~", so that results can be shown to others."""
     if isinstance(value, dict):
         return {key: _portable(entry) for key, entry in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What an experiment is, as data: typed, frozen, and checked in full before any model is loaded.
+"""An experiment as data: typed, frozen, and checked in full before any model is loaded.
 
     name: quickstart
     model: {source: smollm2-135m, dtype: float32}
@@ -12,149 +12,21 @@ The classes are plain dataclasses; pydantic validates them and is imported only 
 """
 
 import dataclasses
-import json
-import math
-import re
-import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import jaxinfer
-from jaxinfer.config import WeightFormat
-from jaxinfer.errors import InputError
-from jaxinfer.experiment import merge, registry
+from jaxinfer.experiment import axes, filled, heading, merge, registry
 from jaxinfer.experiment.merge import Keys, Origin, show
-from jaxinfer.transform.context import KINDS, Kind
-
-Config = TypeVar("Config")
-
-FORBID_UNKNOWN_KEYS = {"extra": "forbid"}  # what pydantic reads from `__pydantic_config__`
-_EXAMPLES = {  # for each required key
-    "name": "write a name such as 'quickstart'",
-    "model": "write 'model: smollm2-135m', or a path to a checkpoint",
-    "source": "write a built-in name such as 'smollm2-135m', or a path",
-    "rows": "write a list with one entry for each row of the table",
-    "method": "write the name of a decode method, such as 'greedy'",
-    "kind": f"write one of {', '.join(KINDS)}",
-    "factor": "write how many times the context grows, such as 4",
-}
-
-
-@dataclass(frozen=True)
-class ContextSpec:
-    """A context `factor` times as long as the model's, with scaled positions: see `transform.extend_context`."""
-
-    kind: Kind
-    factor: float
-
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Which weights: a built-in name, a file, or a folder, as `jaxinfer.load` takes it; dtype null is its default.
-
-    `weights` is a format that they are rounded to; null leaves them as they are. `context` stretches what the model
-    reads; null leaves it as it is.
-    """
-
-    source: str
-    dtype: Literal["float32", "bfloat16"] | None = None
-    weights: WeightFormat | None = None
-    context: ContextSpec | None = None
-
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
-
-
-@dataclass(frozen=True)
-class PromptSpec:
-    """Which prompts: the name of a bundled set, a .jsonl file, or the prompts themselves.
-
-    `per_family` takes the first few of each family, `limit` the first of all; `chat` wraps each as one user turn of the
-    model's chat template.
-    """
-
-    source: str | tuple[str, ...] = "quickstart"
-    limit: int | None = None
-    per_family: int | None = None
-    chat: bool = True
-
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
-
-
-@dataclass(frozen=True)
-class DecodingSpec:
-    """What is common to all rows: tokens to emit for each prompt, seed, prompts in a batch, timed passes."""
-
-    max_new_tokens: int = 64
-    seed: int = 0
-    batch: int = 1
-    repeats: int = 3
-
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
-
-
-@dataclass(frozen=True)
-class ConstraintSpec:
-    """What new texts have to be, as `jaxinfer.Constraint` has it; json_schema is the path of a file."""
-
-    regex: str | None = None
-    json_schema: str | None = None
-    choice: tuple[str, ...] | None = None
-
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
-
-
-@dataclass(frozen=True)
-class RowSpec:
-    """One row of the table. The mappings name a method, a cache policy and sampling parameters; see `registry`."""
-
-    name: str
-    method: dict[str, Any]
-    policy: dict[str, Any] | None = None  # null: the exact one that suits the model, as in `generate`
-    sampling: dict[str, Any] | None = None
-    constraint: ConstraintSpec | None = None
-
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
-
-
-@dataclass(frozen=True)
-class ExtraSpec:
-    """What a method uses beside the model: a draft model and its layers (null: all), a folder of heads, a text file.
-
-    `weights` is a format that a draft model's weights are rounded to: the model itself in int4 may draft for it.
-
-    A draft model may have extras of its own, for the method that it drafts with (`Cascade`).
-    """
-
-    source: str
-    dtype: Literal["float32", "bfloat16"] | None = None
-    weights: WeightFormat | None = None
-    layers: tuple[int, ...] | None = None
-    extras: "dict[str, ExtraSpec]" = field(default_factory=dict)
-
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One experiment: the rows of its table, measured on one model and one set of prompts."""
-
-    name: str
-    model: ModelSpec
-    rows: tuple[RowSpec, ...]
-    prompts: PromptSpec = PromptSpec()
-    decoding: DecodingSpec = DecodingSpec()
-    extras: dict[str, ExtraSpec] = field(default_factory=dict)  # by the names that methods know them by
-    output: str = "runs"
-
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
-
-    def to_mapping(self) -> dict:
-        """Plain dicts, lists and scalars: what `config.yaml` of a run holds."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+from jaxinfer.experiment.specs import ConstraintSpec as ConstraintSpec
+from jaxinfer.experiment.specs import ContextSpec as ContextSpec
+from jaxinfer.experiment.specs import DecodingSpec as DecodingSpec
+from jaxinfer.experiment.specs import Experiment, ExtraSpec, QualitySpec
+from jaxinfer.experiment.specs import ModelSpec as ModelSpec
+from jaxinfer.experiment.specs import PromptSpec as PromptSpec
+from jaxinfer.experiment.specs import RowSpec as RowSpec
+from jaxinfer.experiment.typed import check_name, typed
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
@@ -163,90 +35,76 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     Raises InputError, one line that names the file or override, the dotted path, the value and what would be right.
     """
     data, origin = merge.read(path, overrides)
-    return validate(data, origin)
+    kind, _, data = heading.take(data, origin, Path(path).parent)
+    if kind not in (None, "rows"):
+        raise origin.error(("kind",), f"expected 'rows', got {show(kind)}: `experiment.measure` runs the other kinds")
+    return validate(data, origin, grids=True)
 
 
-def read_as(cls: type[Config], path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """A config file with a frozen dataclass of its own, as the scripts in experiments/ have. Raises InputError."""
-    return _typed(cls, *merge.read(path, overrides))
+def validate(data: dict, origin: Origin, also: tuple[str, ...] = (), grids: bool = False) -> Experiment:
+    """Read a plain mapping (shorthands expanded) as an Experiment. Raises InputError. also: see `typed`.
 
-
-def validate(data: dict, origin: Origin) -> Experiment:
-    """A plain mapping (shorthands already expanded) as an Experiment. Raises InputError."""
-    config = _typed(Experiment, data, origin)
+    grids: whether axes and quality columns may be asked for, which the kind `rows` alone measures.
+    """
+    for key in ("axes", "include", "exclude", "quality"):
+        if data.get(key) and not grids:
+            raise origin.error((key,), "only experiments of the kind 'rows' have this; leave it out")
+    config = typed(Experiment, axes.with_model(data), origin, also)
+    if "rows" not in data and not config.axes:
+        raise origin.error(("rows",), "missing; write a list with one entry for each row of the table")
     _check_values(config, origin)
-    return dataclasses.replace(
-        config, rows=tuple(_fill(row, ("rows", i), origin, config.extras) for i, row in enumerate(config.rows))
-    )
+    rows = tuple(filled.fill(row, ("rows", i), origin, config.extras) for i, row in enumerate(config.rows))
+    config = dataclasses.replace(config, rows=rows, quality=quality_of(config.quality, origin))
+    return dataclasses.replace(config, **axes.resolved(config, origin)) if config.axes else config
 
 
-def _typed(cls: type[Config], data: dict, origin: Origin) -> Config:
-    pydantic = registry.import_pydantic()
-    # Strict mode takes a dataclass from a mapping only when the mapping comes as JSON.
-    document = json.dumps(data, default=str)
-    try:
-        return pydantic.TypeAdapter(cls).validate_json(document, strict=True)
-    except pydantic.ValidationError as caught:
-        errors = caught.errors(include_url=False)
-    # A mistyped key is both unknown and missing: tell about the unknown one.
-    errors.sort(key=lambda error: error["type"] != "unexpected_keyword_argument")
-    first = errors[0]
-    path = _within(data, first["loc"])
-    if first["type"] == "unexpected_keyword_argument":
-        raise origin.error(path, f"unknown key{registry.suggest(str(path[-1]), _keys_at(cls, path[:-1]))}")
-    if first["type"] == "missing":
-        key = first["loc"][-1]
-        raise origin.error((*path, key), f"missing; {_EXAMPLES.get(key, 'write a value')}")
-    wanted = dict.fromkeys(registry.expected(error) for error in errors if _within(data, error["loc"]) == path)
-    raise origin.error(path, f"expected {' or '.join(wanted)}, got {show(first['input'])}")
-
-
-def _within(data: Any, loc: tuple) -> Keys:
-    """pydantic's location without the names of union branches that it puts in between."""
-    path: list[str | int] = []
-    for step in loc:
-        if (isinstance(data, dict) and step in data) or (isinstance(data, list) and isinstance(step, int)):
-            path.append(step)
-            data = data[step]
-    return tuple(path)
-
-
-def _keys_at(cls: type, path: Keys) -> list[str]:
-    """The valid keys of the mapping at `path` below a `cls`."""
-    for key in (step for step in path if isinstance(step, str)):
-        hint = typing.get_type_hints(cls).get(key, cls)  # a name within a mapping: its class is known already
-        classes = [one for one in typing.get_args(hint) if isinstance(one, type) and dataclasses.is_dataclass(one)]
-        cls = classes[0] if classes else hint  # of a tuple or a mapping, the class of its entries
-    return [field.name for field in dataclasses.fields(cls)]
+def quality_of(spec: QualitySpec | None, origin: Origin) -> QualitySpec | None:
+    """Check what is asked of the quality of rows, and find its files. Raises InputError."""
+    if spec is None:
+        return None
+    below = origin.below(("quality",))
+    parts: dict[str, Any] = {}
+    for key, file in (("perplexity", "text"), ("multiple_choice", "file"), ("last_word", "file")):
+        part = getattr(spec, key)
+        if part is None:
+            continue
+        for name, least in (("window", 2), ("max_windows", 1), ("limit", 1)):
+            value = getattr(part, name, None)
+            if value is not None and value < least:
+                raise below.error((key, name), f"expected a whole number from {least}, got {value}")
+        parts[key] = dataclasses.replace(part, **{file: filled.found(getattr(part, file), (key, file), below)})
+    return dataclasses.replace(spec, **parts)
 
 
 def _check_values(config: Experiment, origin: Origin) -> None:
-    """What types cannot say. Raises InputError."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", config.name):
-        raise origin.error(("name",), f"letters, digits and ._- only (it names a folder), got {show(config.name)}")
-    least = {"max_new_tokens": 1, "batch": 1, "repeats": 1, "seed": 0}
+    """Check what types cannot say. Raises InputError."""
+    check_name(config.name, origin)
+    least = {"max_new_tokens": 1, "min_new_tokens": 0, "batch": 1, "repeats": 1, "seed": 0}
     for key, low in least.items():
         value = getattr(config.decoding, key)
-        if not low <= value < 2**31:
+        if not low <= value < (2**63 if key == "seed" else 2**31):
             raise origin.error(("decoding", key), f"expected a whole number from {low}, got {value}")
-    for key in ("limit", "per_family"):
-        value = getattr(config.prompts, key)
-        if value is not None and value < 1:
-            raise origin.error(("prompts", key), f"expected a whole number from 1, or null, got {value}")
-    context = config.model.context
-    if context and not 1 <= context.factor < math.inf:
-        raise origin.error(("model", "context", "factor"), f"expected a number from 1, got {show(context.factor)}")
-    for path, text in ((("model", "source"), config.model.source), (("output",), config.output)):
-        if not text.strip():
-            raise origin.error(path, "is empty")
+    if not 0 <= config.decoding.agree < 1:
+        why = f"expected a share below 1, such as 0.03, or 0 for all repeats, got {show(config.decoding.agree)}"
+        raise origin.error(("decoding", "agree"), why)
+    fewest, most = config.decoding.min_new_tokens, config.decoding.max_new_tokens
+    if fewest > most:
+        raise origin.error(("decoding", "min_new_tokens"), f"expected at most max_new_tokens, {most}, got {fewest}")
+    filled.check_prompts(config.prompts, origin.below(("prompts",)))
+    filled.check_model(config.model, origin.below(("model",)))
+    if not config.output.strip():
+        raise origin.error(("output",), "is empty")
     known = {name for method in jaxinfer.METHODS.values() for name in method().needs}
     _check_extras(config.extras, ("extras",), sorted(known), origin)
-    if not config.rows:
+    if not config.rows and not config.axes:
         raise origin.error(("rows",), "is empty; write at least one row, such as {name: greedy, method: greedy}")
     names = [row.name for row in config.rows]
     for index, name in enumerate(names):
         if not name.strip():
             raise origin.error(("rows", index, "name"), "is empty")
+        if config.decoding.ignore_eos and config.rows[index].constraint:
+            why = "ends with the model's own stop tokens, which decoding.ignore_eos passes over; leave one of them out"
+            raise origin.error(("rows", index, "constraint"), why)
         if name in names[:index]:
             raise origin.error(("rows", index, "name"), f"{name!r} is taken by rows.{names.index(name)}")
 
@@ -258,42 +116,3 @@ def _check_extras(extras: Mapping[str, ExtraSpec], path: Keys, known: list[str],
         if spec.extras and name != "draft":
             raise origin.error((*path, name, "extras"), "only a draft model has extras of its own; leave it out")
         _check_extras(spec.extras, (*path, name, "extras"), known, origin)
-
-
-def _check_needs(method: jaxinfer.DecodeMethod, row: RowSpec, path: Keys, origin: Origin, extras: Any) -> None:
-    for need in method.needs:
-        given, example = extras, "..."
-        for name in reversed(need.split(".")):
-            example = f"extras: {{{name}: {example if example == '...' else f'{{{example}}}'}}}"
-        for name in need.split("."):
-            if name not in given:
-                raise origin.error((*path, "method"), f"{row.method['name']} needs {need}: write '{example}'")
-            given = given[name].extras
-
-
-def _fill(row: RowSpec, path: Keys, origin: Origin, extras: Mapping[str, ExtraSpec]) -> RowSpec:
-    """The row with every parameter of its method, policy and sampling written out."""
-    method = registry.method(row.method, (*path, "method"), origin)
-    _check_needs(method, row, path, origin, extras)
-    if row.constraint and sum(x is not None for x in vars(row.constraint).values()) != 1:
-        raise origin.error(
-            (*path, "constraint"), "write one of regex, json_schema and choice, such as {regex: '[0-9]+'}"
-        )
-    policy, sampling = row.policy, row.sampling
-    if policy is not None:
-        policy = registry.as_mapping(registry.policy(policy, (*path, "policy"), origin), policy["name"])
-    if sampling is not None:
-        if not method.samples:
-            raise origin.error((*path, "sampling"), f"method {row.method['name']!r} does not sample; leave it out")
-        settings = registry.sampling(sampling, (*path, "sampling"), origin)
-        try:
-            settings.check_width(method.width)
-        except InputError as error:
-            raise origin.error((*path, "sampling"), str(error)) from None
-        sampling = registry.as_mapping(settings)
-    return dataclasses.replace(
-        row,
-        method=registry.as_mapping(method, row.method["name"]),
-        policy=policy,
-        sampling=sampling,
-    )

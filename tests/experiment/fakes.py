@@ -4,13 +4,15 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import jaxinfer
-from jaxinfer.stats import Stats
+from jaxinfer.runtime.stats import Stats
 
 
 class Letters:
     """A tokenizer whose tokens are characters."""
 
     has_chat = True
+    strips_first_space = False
+    stop_ids = ()
 
     def encode(self, text):
         return [ord(letter) for letter in text]
@@ -32,14 +34,22 @@ class FakeModel:
     name: str = "fake"
     dtype: str = "float32"
     weights: str | None = None
-    config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(max_positions=1000))
+    config: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(max_positions=1000, vocab_size=1000, kinds=())
+    )
 
-    def generate(self, prompts, *, max_new_tokens, method, policy, sampling, seed):
+    placed: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(check_room=lambda *_: None))
+
+    def default_policy(self, policy):
+        return policy or jaxinfer.Dense()
+
+    def generate(self, prompts, *, max_new_tokens, method, policy, sampling, seed, ignore_eos=False):
         if len(self.calls) == self.interrupt_at:
             raise KeyboardInterrupt
         call = (type(method).__name__.lower(), len(prompts), tuple(seed))
         speed = 5.0 if len(self.calls) >= self.slow_from else 10.0
-        if self.slow_at_first and call not in self.calls:
+        new = call not in self.calls  # it compiles
+        if self.slow_at_first and new:
             speed = 1.0
         self.calls.append(call)
         tokens = [prompt[::-1][:max_new_tokens] for prompt in prompts]
@@ -55,7 +65,7 @@ class FakeModel:
             accepted=[n - -(-n // width) for n in emitted],
             emitted=emitted,
             prompt_tokens=[len(prompt) for prompt in prompts],
-            seconds={"prefill": 0.5, "decode": sum(emitted) / (speed * width), "compile": 2.0},
+            seconds={"prefill": 0.5, "decode": sum(emitted) / (speed * width), "compile": 2.0 * new},
             weight_bytes=1000,
             cache_bytes=200,
             temp_bytes=30,

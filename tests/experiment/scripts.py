@@ -1,17 +1,22 @@
-"""The scripts under experiments/, which are no package."""
+"""The kinds under experiments/, which are no package."""
 
-import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
+
+from jaxinfer.experiment import KINDS, command, kinds
+from jaxinfer.experiment.merge import Origin
 
 ROOT = Path(__file__).parents[2]
 
 
 def load(name: str) -> ModuleType:
-    """experiments/NAME.py as a module of its own, new in each call."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module of experiments/NAME.py, whose kind is registered from then on."""
+    kinds.find(name, ROOT / "configs", Origin(name))
+    return sys.modules[KINDS[name].table.__module__]
+
+
+def run(name: str, config: str, *arguments: str) -> int:
+    """Measure a config, which need not name its kind; the exit code."""
+    overrides = [argument for argument in arguments if argument != "--resume"]
+    return command.run_config(config, overrides, "--resume" in arguments, default=name)

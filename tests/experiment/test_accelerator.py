@@ -7,6 +7,8 @@ import scripts
 
 from jaxinfer import InputError
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def accelerator(tmp_path, monkeypatch):
@@ -31,18 +33,16 @@ def config(folder, parts):
 
 def test_every_part_runs_whatever_became_of_the_one_before(accelerator, tmp_path, capfd):
     parts = [{"script": "bad"}, {"script": "slow", "minutes": 0.01}, {"script": "good", "overrides": ["a=1"]}]
-    with pytest.raises(SystemExit) as ended:
-        accelerator.main(config(tmp_path, parts))
-    assert ended.value.code == 1
+    assert scripts.run("accelerator", config(tmp_path, parts)) == 1
     (folder,) = (tmp_path / "runs").iterdir()
     found = json.loads((folder / "results.json").read_text())
     assert [one["code"] for one in found] == [-6, None, 0]
     assert [one["printed"] for one in found[:2]] == ["begun\n"] * 2
     assert found[2]["printed"] == f"measured {tmp_path / 'part.yaml'} a=1 output={folder}\n"
     assert found[2]["printed"] in capfd.readouterr().out
-    summary = (folder / "summary.txt").read_text()
+    summary = (folder / "table.md").read_text()
     assert all(words in summary for words in ("failed (-6)", "took too long", "done"))
-    accelerator.main(config(tmp_path, parts[2:]))  # nothing failed: no exit code
+    assert scripts.run("accelerator", config(tmp_path, parts[2:])) == 0
 
 
 @pytest.mark.parametrize(
@@ -55,5 +55,5 @@ def test_every_part_runs_whatever_became_of_the_one_before(accelerator, tmp_path
 )
 def test_a_part_that_cannot_start_is_refused_before_any_runs(accelerator, tmp_path, part, words):
     with pytest.raises(InputError, match=words):
-        accelerator.main(config(tmp_path, [part]))
+        scripts.run("accelerator", config(tmp_path, [part]))
     assert not (tmp_path / "runs").exists()

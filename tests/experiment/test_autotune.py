@@ -11,7 +11,9 @@ import yaml
 from jaxinfer import InputError
 from jaxinfer.kernels import blocks, dispatch, matmul, tpu
 from jaxinfer.layers.linear import matmul as linear
-from jaxinfer.layers.qtensor import quantize_int8
+from jaxinfer.weights.formats import FORMATS
+
+pytestmark = pytest.mark.quick
 
 OTHER = {"TPU v9": {"matmul": {"int8 8": {"outputs": 256, "depth": 64, "basis": "measured: elsewhere"}}}}
 
@@ -50,7 +52,7 @@ def config(tmp_path):
 
 def steps(layers, outputs, inputs):
     """How many blocks of outputs the kernel makes of a product, under the table in use."""
-    weight = quantize_int8(jnp.ones((layers, outputs, inputs)))
+    weight = FORMATS["int8"].encode(jnp.ones((layers, outputs, inputs)))
 
     def product(x, weight):
         with dispatch.use("pallas", target="tpu"):
@@ -65,7 +67,7 @@ def test_the_kernels_run_with_what_was_measured(autotune, config, tmp_path, caps
     table = tmp_path / "blocks.yaml"
     table.write_text(yaml.safe_dump(OTHER))
     assert steps(1, 384, 256) == (1,)
-    autotune.main(config())
+    scripts.run("autotune", config())
     written = yaml.safe_load(table.read_text())
     assert written.pop("TPU v9") == OTHER["TPU v9"]
     assert set(written) == {"tpu"}
@@ -79,7 +81,7 @@ def test_the_kernels_run_with_what_was_measured(autotune, config, tmp_path, caps
     tried = json.loads((folder / "results.json").read_text())["classes"]["matmul int4 8"]
     assert [one["depth"] for one in tried] == [32, 64]
     assert all(one["seconds"] > 0 for one in tried)
-    assert "of 2; 0 refused; plain XLA takes" in capsys.readouterr().out
+    assert "of 2; 0 refused; plain XLA takes" in capsys.readouterr().err
     with blocks.use(table):
         assert steps(1, 384, 256) == (3,)
         assert tpu.Plan.of(1, 2, 2, 1024, 64, 2).block == 128
@@ -95,12 +97,12 @@ def test_what_does_not_compile_or_gives_other_numbers_is_refused_and_nothing_wri
         raise ValueError("out of VMEM\nand more")
 
     monkeypatch.setattr(matmul, "by_kernel", fails)
-    autotune.main(config(classes=["int8 8"], kernels=["matmul"]))
-    assert "matmul int8 8: no candidate runs; ValueError: out of VMEM" in capsys.readouterr().out
+    scripts.run("autotune", config(classes=["int8 8"], kernels=["matmul"]))
+    assert "matmul int8 8: no candidate runs; ValueError: out of VMEM" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.setattr(autotune, "OFF", 0.0)  # no sum is exact
-    autotune.main(config(classes=["int8 8"], kernels=["matmul"]))
-    assert "matmul int8 8: no candidate runs; its numbers are off by" in capsys.readouterr().out
+    scripts.run("autotune", config(classes=["int8 8"], kernels=["matmul"]))
+    assert "matmul int8 8: no candidate runs; its numbers are off by" in capsys.readouterr().err
     assert not (tmp_path / "blocks.yaml").exists()
 
 
@@ -116,7 +118,7 @@ def test_what_does_not_compile_or_gives_other_numbers_is_refused_and_nothing_wri
 )
 def test_bad_input_is_refused_before_anything_runs(autotune, config, tmp_path, changes, words):
     with pytest.raises(InputError, match=words):
-        autotune.main(config(**changes))
+        scripts.run("autotune", config(**changes))
     assert not (tmp_path / "runs").exists()
 
 

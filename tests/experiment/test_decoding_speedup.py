@@ -3,6 +3,8 @@
 import pytest
 import scripts
 
+pytestmark = pytest.mark.quick
+
 speedup = scripts.load("decoding_speedup")
 
 SECONDS = {1: 10.0, 4: 15.0, 8: 18.0}
@@ -12,7 +14,7 @@ BOTH = {"name": "fallback", "first": WIDE, "second": {"name": "speculative", "wi
 
 
 def row(method, narrow, wide, idle, emitted):
-    """Two prompts with so many steps behind short matches, behind long ones, and without a guess, all of one batch."""
+    """Two prompts with so many steps after short matches, after long ones, and without a guess, all of one batch."""
     counts = [
         {"steps": a + b + c, "guessed": a + b, "proposed": 3 * a + 7 * b, "emitted": n}
         for a, b, c, n in zip(narrow, wide, idle, emitted, strict=True)

@@ -1,4 +1,4 @@
-"""experiments/lossless_matrix.py on random weights: what it finds, a method that lies, and what it refuses."""
+"""The kind lossless_matrix on random weights: what it finds, a method that lies, and what it refuses."""
 
 import dataclasses
 import json
@@ -12,6 +12,7 @@ import scripts
 
 import jaxinfer
 from jaxinfer import METHODS, InputError, Lookup
+from jaxinfer.experiment import Prompt, kinds
 
 CONFIG = str(scripts.ROOT / "configs" / "lossless_matrix.yaml")
 PROMPTS = "prompts.source=[abcabcab,hello hello,xyxyxyxyxyxyxy]"
@@ -26,7 +27,13 @@ def script():
 @pytest.fixture
 def loads(monkeypatch, tiny_gemma):
     """The model that is loaded, and how often it was."""
-    letters = SimpleNamespace(stop_ids=(), has_chat=False, encode=lambda text: [ord(c) % 97 for c in text], decode=str)
+    letters = SimpleNamespace(
+        stop_ids=(),
+        has_chat=False,
+        encode=lambda text: [ord(c) % 97 for c in text],
+        decode=str,
+        strips_first_space=False,
+    )
     calls = []
     model = dataclasses.replace(tiny_gemma, tokenizer=letters)
     monkeypatch.setattr(jaxinfer, "load", lambda source, dtype: calls.append(source) or model)
@@ -45,17 +52,27 @@ class Liar(Lookup):
         return dataclasses.replace(verdict, emit=(verdict.emit + lies) % logits.shape[-1])
 
 
+@pytest.fixture
+def liar():
+    """The name of a method that lies."""
+    METHODS.add("liar", Liar)
+    yield "liar"
+    METHODS.remove("liar")
+
+
 def run(script, tmp_path, methods, *more):
     overrides = (f"methods={json.dumps(methods)}", f"output={tmp_path}", *more)
-    code = script.main(CONFIG, *ONE_MODEL, *overrides)
+    code = scripts.run("lossless_matrix", CONFIG, *ONE_MODEL, *overrides)
     (folder,) = tmp_path.iterdir()
-    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    return code, [line for line in lines if "method" in line], [line for line in lines if "greedy" in line]
+    lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    rows = [row for line in lines for row in line["rows"]]
+    return code, [row for row in rows if "method" in row], [row for row in rows if "greedy" in row]
 
 
-def test_a_method_that_lies_is_found_and_an_interrupted_run_goes_on(script, tmp_path, monkeypatch, loads, tiny_gemma):
-    monkeypatch.setitem(METHODS, "liar", Liar)
-    methods = {"lookup": "lookup", "liar": "liar"}
+def test_a_method_that_lies_is_found_and_an_interrupted_run_goes_on(
+    script, tmp_path, monkeypatch, loads, tiny_gemma, liar
+):
+    methods = {"lookup": "lookup", "liar": liar}
     real = script.one_cell
     monkeypatch.setattr(script, "one_cell", lambda *args: real(*args) if len(loads) == 1 else pytest.fail("again"))
     code, cells, texts = run(script, tmp_path, methods, "batches=[3,1]")
@@ -75,10 +92,10 @@ def test_a_method_that_lies_is_found_and_an_interrupted_run_goes_on(script, tmp_
     assert wrong["at"] == 0
     assert wrong["margin"] == pytest.approx(logits[best] - logits[(best + 1) % 97], abs=1e-4)
     (folder,) = tmp_path.iterdir()
-    assert "0/3" in (folder / "table.txt").read_text()
+    assert "0/3" in (folder / "table.md").read_text()
 
-    lines = (folder / "results.jsonl").read_text().splitlines()
-    (folder / "results.jsonl").write_text("\n".join(lines[:-2]) + "\n")  # the liar's cells
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    (folder / "rows.jsonl").write_text("\n".join(lines[:-2]) + "\n")  # the liar's cells
     ran = []
     monkeypatch.setattr(script, "one_cell", lambda *args: ran.append(args) or real(*args))
     code, again, _ = run(script, tmp_path, methods, "batches=[3,1]", "--resume")
@@ -87,12 +104,12 @@ def test_a_method_that_lies_is_found_and_an_interrupted_run_goes_on(script, tmp_
 
 
 def test_the_config_covers_every_lossless_method_and_each_batch_every_family(script):
-    config = script.read_as(script.Config, CONFIG)
+    config = kinds.read(CONFIG).config
     methods = script.methods_of(config)
     assert [kind for name, (_, kind) in methods.items() if name.startswith("medusa")] == ["medusa", "hydra"]
-    lossless = {cls for cls in METHODS.values() if getattr(cls(), "lossless", True)}
+    lossless = {cls for cls in METHODS.values() if cls().lossless}
     assert {type(method) for method, _ in methods.values()} == lossless
-    families = [script.Prompt(f"{family}", f"{family}{i}") for family in "abcdef" for i in range(2)]
+    families = [Prompt(f"{family}", f"{family}{i}") for family in "abcdef" for i in range(2)]
     order = script.in_turn(families)
     texts = [[ord(prompt.family)] * 400 for prompt in order]
     for first in range(12):
@@ -115,5 +132,12 @@ def test_the_config_covers_every_lossless_method_and_each_batch_every_family(scr
 )
 def test_a_config_that_makes_no_sense(script, tmp_path, override, message):
     with pytest.raises(InputError, match=message):
-        script.main(CONFIG, override, f"output={tmp_path}")
+        scripts.run("lossless_matrix", CONFIG, override, f"output={tmp_path}")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_text_that_goes_on_where_greedys_ends_has_no_margin(script):
+    (wrong,) = script.compare(None, [([1], 3)], [[5, 6]], {"[1]": [5, 6, 7]})
+    assert wrong == {"prompt": [1], "length": 1, "at": None, "margin": None}
+    cell = {"wrong": [wrong, wrong | {"margin": 0.5}], "rows": 3, "tokens_per_step": 1.5}
+    assert script.shown(cell) == "1/3 margin inf (1.50)"

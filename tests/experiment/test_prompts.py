@@ -6,6 +6,8 @@ from jaxinfer.errors import InputError
 from jaxinfer.experiment import Prompt, load_prompts
 from jaxinfer.experiment.schema import PromptSpec
 
+pytestmark = pytest.mark.quick
+
 
 def test_the_bundled_set_has_ten_families():
     prompts = load_prompts(PromptSpec("quickstart"))
@@ -34,7 +36,7 @@ def test_both_forms_of_a_line(tmp_path):
     ("text", "expected"),
     [
         ("", "p.jsonl: holds no prompts"),
-        ('{"prompt": "a"}\n{"prompt": \n', "p.jsonl:2: not JSON: Expecting value at column 12"),
+        ('{"prompt": "a"}\n{"prompt": \n', "p.jsonl:2: is not valid JSON: Expecting value: line 1 column 12 (char 11)"),
         ('["a"]\n', 'p.jsonl:1: expected {"family": ..., "prompt": ...} or {"category": ..., "turns": [...]}'),
         ('{"turns": []}\n', 'p.jsonl:1: expected {"family": ..., "prompt": ...} or {"category": ..., "turns": [...]}'),
         ('{"prompt": " "}\n', "p.jsonl:1: the prompt must be text, and not empty"),

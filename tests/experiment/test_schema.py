@@ -7,7 +7,10 @@ import yaml
 
 from jaxinfer import METHODS
 from jaxinfer.errors import InputError
-from jaxinfer.experiment import load_config
+from jaxinfer.experiment import load_config, results
+from jaxinfer.weights.formats import FORMATS
+
+pytestmark = pytest.mark.quick
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
@@ -31,7 +34,7 @@ def test_the_quickstart_config_is_valid_and_filled_in():
 def test_a_resolved_config_is_a_config_and_resolves_to_itself(tmp_path, make):
     config = make("rows.2.policy={name: window, capacity: 64}")
     again = tmp_path / "again.yaml"
-    again.write_text(yaml.safe_dump(config.to_mapping()))
+    again.write_text(yaml.safe_dump(results.mapping_of(config)))
     assert load_config(again) == config
 
 
@@ -48,6 +51,17 @@ def test_overrides_reach_any_path_and_the_last_one_wins(make):
     assert config.rows[2].method["width"] == 4
     assert config.rows[1].sampling["temperature"] == 0.001
     assert config.rows[0].policy == {"name": "window", "capacity": 512}
+
+
+def test_every_prompt_may_be_asked_for_as_many_tokens(make):
+    decoding = make(
+        "decoding.max_new_tokens=8", "decoding.ignore_eos=true", "decoding.min_new_tokens=5", f"decoding.seed={2**40}"
+    ).decoding
+    assert (decoding.ignore_eos, decoding.min_new_tokens, decoding.seed) == (True, 5, 2**40)
+    assert "decoding.min_new_tokens" in error_of(make, "decoding.max_new_tokens=4", "decoding.min_new_tokens=5")
+    assert "decoding.min_new_tokens" in error_of(make, "decoding.min_new_tokens=-1")
+    constrained = ("decoding.ignore_eos=true", "rows.0.constraint={regex: a}")
+    assert "rows.0.constraint" in error_of(make, *constrained)
 
 
 def test_a_bare_value_is_short_for_the_source_and_keeps_the_rest(make):
@@ -67,7 +81,11 @@ def test_a_bare_method_replaces_the_method_with_its_parameters(make):
         ("decodng.seed=1", "decodng: unknown key; nearest: 'decoding'"),
         ("decoding.sed=1", "decoding.sed: unknown key; nearest: 'seed'"),
         ("rows.0.nme=x", "rows.0.nme: unknown key; nearest: 'name'"),
-        ("zzz=1", "zzz: unknown key; valid: name, model, rows, prompts, decoding, extras, output"),
+        (
+            "zzz=1",
+            "zzz: unknown key; valid: name, model, rows, prompts, decoding, extras, axes, include, exclude, quality, "
+            "ledger, output",
+        ),
         ("decoding.seed=x", "decoding.seed: expected a whole number, got 'x'"),
         ("decoding.seed=1.5", "decoding.seed: expected a whole number, got 1.5"),
         ("decoding.repeats=true", "decoding.repeats: expected a whole number, got true"),
@@ -107,6 +125,14 @@ def test_a_bare_method_replaces_the_method_with_its_parameters(make):
         ),
         ("rows.2.method={name: adaptive, method: 3}", "rows.2.method.method: expected a mapping, got 3"),
         ("prompts.per_family=0", "prompts.per_family: expected a whole number from 1, or null, got 0"),
+        (
+            "model.weights=int3",
+            f"model.weights: 'int3' must be one of {', '.join(FORMATS)}; nearest: 'int8'",
+        ),
+        (
+            "extras.draft={source: a, weights: nf5}",
+            f"extras.draft.weights: 'nf5' must be one of {', '.join(FORMATS)}; nearest: 'nf4'",
+        ),
         ("extras.drft=smollm2-135m", "extras.drft: no method uses it; nearest: 'draft'"),
         (
             "extras.draft={layers: [0]}",
@@ -157,7 +183,7 @@ def test_a_draft_of_a_draft_is_named_where_it_is_needed(make):
 def test_biases_and_bad_words_survive_the_file_of_a_run(make, tmp_path):
     settings = "{logit_bias: {50: -1, 7: 2.5}, bad_words: [[1, 2], [3]], no_repeat_ngram: 3}"
     config = make(f"rows.1.sampling={settings}")
-    (tmp_path / "again.yaml").write_text(yaml.safe_dump(config.to_mapping()))
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(results.mapping_of(config)))
     again = load_config(tmp_path / "again.yaml")
     assert again == config
     row = again.rows[1]
@@ -213,15 +239,23 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path, text, expected):
 
 def test_a_file_that_is_missing_or_not_text(tmp_path):
     assert error_of(load_config, tmp_path / "none.yaml") == f"{tmp_path / 'none.yaml'}: no such config file"
-    assert error_of(load_config, tmp_path) == f"{tmp_path}: cannot be read: Is a directory"
+    assert error_of(load_config, tmp_path) == f"{tmp_path}: is a folder; give a file"
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    assert re.search("binary.yaml: cannot be read: not UTF-8 text$", error_of(load_config, tmp_path / "binary.yaml"))
+    assert re.search("binary.yaml: is not UTF-8 text", error_of(load_config, tmp_path / "binary.yaml"))
 
 
 def test_an_error_in_the_file_is_not_blamed_on_an_override_elsewhere(config_file):
     config_file.write_text(config_file.read_text().replace("repeats: 3", "repeats: two"))
     message = error_of(load_config, config_file, ["decoding.seed=1"])
     assert message == f"{config_file}: decoding.repeats: expected a whole number, got 'two'"
+
+
+def test_passes_agree_to_a_share(make):
+    assert make("decoding.agree=0.03").decoding.agree == 0.03
+    assert make().decoding.agree == 0
+    for given in ("3", "-0.1", ".nan", "1"):
+        expected = r"decoding.agree: expected a share below 1, such as 0.03, or 0 for all repeats, got "
+        assert re.search(expected, error_of(make, f"decoding.agree={given}"))
 
 
 def test_without_pydantic_the_line_says_what_to_install(make, monkeypatch):

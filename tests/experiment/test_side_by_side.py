@@ -8,6 +8,7 @@ import scripts
 import jaxinfer
 from jaxinfer.errors import InputError
 from jaxinfer.experiment import load_config
+from jaxinfer.experiment.prepare import prepare
 from jaxinfer.experiment.schema import RowSpec
 
 side_by_side = scripts.load("side_by_side")
@@ -66,7 +67,7 @@ def test_counts_and_seconds_are_those_of_the_model(smollm2, tmp_path):
     spec = load_config(config(tmp_path))
     row = RowSpec("adaptive", {"name": "adaptive", "break_even": 1.2, "method": {"name": "lookup", "width": 4}})
     prompt = [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
-    found = side_by_side.of_prompt(smollm2, row, prompt, spec)
+    found = side_by_side.of_prompt(smollm2, prepare(smollm2, row, [prompt], spec.decoding), prompt, spec)
     method = jaxinfer.Adaptive(jaxinfer.Lookup(width=4), break_even=1.2)
     stats = smollm2.generate([prompt], max_new_tokens=20, method=method).stats
     assert (found["steps"], found["guessed"]) == (stats.steps[0], stats.guessed[0])
@@ -89,16 +90,17 @@ def test_counts_and_seconds_are_those_of_the_model(smollm2, tmp_path):
 )
 def test_what_greedy_decoding_cannot_be_beside_is_named(values, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        side_by_side.main(config(tmp_path, **values))
+        scripts.run("side_by_side", config(tmp_path, **values))
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_leaves_its_table_and_the_seconds_of_every_prompt(tmp_path):
     prompts = ["Say hello.", "Count to ten: one, two, three."]
     model = {"source": "smollm2-135m", "dtype": "float32"}
-    side_by_side.main(config(tmp_path, model=model, prompts=prompts, decoding={"max_new_tokens": 10, "repeats": 1}))
+    decoding = {"max_new_tokens": 10, "repeats": 1}
+    scripts.run("side_by_side", config(tmp_path, model=model, prompts=prompts, decoding=decoding))
     (folder,) = (tmp_path / "runs").iterdir()
     found = json.loads((folder / "results.json").read_text())
     assert [row["name"] for row in found["rows"]] == ["lookup"]  # greedy's own row is left out
     assert (found["rows"][0]["identical"], len(found["prompts"]["lookup"])) == (2, 2)
-    assert "lookup" in (folder / "table.txt").read_text()
+    assert "lookup" in (folder / "table.md").read_text()

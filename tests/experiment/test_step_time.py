@@ -5,16 +5,16 @@ import json
 import pytest
 import scripts
 
-from jaxinfer import shapes
+from jaxinfer.checkpoint import presets
 from jaxinfer.errors import InputError
 
-SMALL = shapes.LLAMA2_7B.replace(vocab_size=131, d_model=64, d_ff=128, n_heads=2, n_kv_heads=1, head_dim=32)
+SMALL = presets.SHAPES["llama-2-7b"].replace(vocab_size=131, d_model=64, d_ff=128, n_heads=2, n_kv_heads=1, head_dim=32)
 
 
 @pytest.fixture
 def step_time(monkeypatch):
     module = scripts.load("step_time")
-    monkeypatch.setitem(shapes.SHAPES, "small", SMALL)
+    monkeypatch.setitem(presets.SHAPES, "small", SMALL)
     monkeypatch.setattr(module, "read_bandwidth", lambda: 1e9)
     return module
 
@@ -27,7 +27,7 @@ def config(folder, **values):
 
 
 def test_each_format_is_a_row_with_the_bytes_that_it_reads(step_time, tmp_path):
-    step_time.main(config(tmp_path, weights=[None, "bfloat16", "int8"], widths=[1, 3], live=[5]))
+    scripts.run("step_time", config(tmp_path, weights=[None, "bfloat16", "int8"], widths=[1, 3], live=[5]))
     (folder,) = (tmp_path / "runs").iterdir()
     rows = json.loads((folder / "results.json").read_text())["rows"]
     assert [(row["weights"], row["width"]) for row in rows] == [
@@ -42,5 +42,5 @@ def test_each_format_is_a_row_with_the_bytes_that_it_reads(step_time, tmp_path):
 
 def test_an_unknown_format_is_named(step_time, tmp_path):
     with pytest.raises(InputError, match="weights"):
-        step_time.main(config(tmp_path, weights=["int3"]))
+        scripts.run("step_time", config(tmp_path, weights=["int3"]))
     assert not (tmp_path / "runs").exists()

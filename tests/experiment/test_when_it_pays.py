@@ -1,22 +1,21 @@
 """The script that times decode steps by their width, over batch sizes."""
 
-import io
 import json
 
 import pytest
 import scripts
-from rich.console import Console
 
-from jaxinfer import Jacobi, Lookup, shapes
+from jaxinfer import Jacobi, Lookup
+from jaxinfer.checkpoint import presets
 from jaxinfer.errors import InputError
 from jaxinfer.experiment.schema import ModelSpec
 
-SMALL = shapes.LLAMA2_7B.replace(vocab_size=131, d_model=64, d_ff=128, n_heads=2, n_kv_heads=1, head_dim=32)
+SMALL = presets.SHAPES["llama-2-7b"].replace(vocab_size=131, d_model=64, d_ff=128, n_heads=2, n_kv_heads=1, head_dim=32)
 
 
 @pytest.fixture
 def when_it_pays(monkeypatch):
-    monkeypatch.setitem(shapes.SHAPES, "small", SMALL)
+    monkeypatch.setitem(presets.SHAPES, "small", SMALL)
     return scripts.load("when_it_pays")
 
 
@@ -53,17 +52,19 @@ def test_a_method_pays_for_its_guesses_too(when_it_pays, monkeypatch):
         ("jacobi", 4, 5.0),
     ]
     assert [row["share"] for row in rows] == [0.5, pytest.approx(3 / 7), None]  # five of four tokens: never
-    shown = Console(file=io.StringIO(), width=100)
-    shown.print(when_it_pays.methods_table(rows))
-    assert "2.50 (50%)" in shown.file.getvalue()
-    assert "5.00 (never)" in shown.file.getvalue()
+    assert when_it_pays.methods_table(rows).rows == (
+        ("lookup", "4", "2.50 (50%)"),
+        ("lookup", "8", "4.00 (43%)"),
+        ("jacobi", "4", "5.00 (never)"),
+    )
 
 
 def test_methods_are_measured_on_a_real_model(when_it_pays, tmp_path):
     """Two rows, of one prompt: the time of their guesses is added to that of the steps over them."""
     extras = {"draft": {"source": "smollm2-135m", "dtype": "float32", "layers": [0, 29]}}
     methods = {"speculative": {"name": "speculative", "width": 3}}
-    when_it_pays.main(
+    scripts.run(
+        "when_it_pays",
         config(
             tmp_path,
             model={"source": "smollm2-135m", "dtype": "float32"},
@@ -72,7 +73,7 @@ def test_methods_are_measured_on_a_real_model(when_it_pays, tmp_path):
             widths=[1, 3],
             methods=methods,
             extras=extras,
-        )
+        ),
     )
     (folder,) = (tmp_path / "runs").iterdir()
     found = json.loads((folder / "results.json").read_text())
@@ -84,7 +85,7 @@ def test_methods_are_measured_on_a_real_model(when_it_pays, tmp_path):
 
 
 def test_every_batch_and_width_is_measured_and_drawn(when_it_pays, tmp_path):
-    when_it_pays.main(config(tmp_path, batches=[2, 1], widths=[3, 1]))
+    scripts.run("when_it_pays", config(tmp_path, batches=[2, 1], widths=[3, 1]))
     (folder,) = (tmp_path / "runs").iterdir()
     rows = json.loads((folder / "results.json").read_text())["widths"]
     assert [(row["batch"], row["width"]) for row in rows] == [(2, 1), (2, 3), (1, 1), (1, 3)]
@@ -106,5 +107,5 @@ def test_every_batch_and_width_is_measured_and_drawn(when_it_pays, tmp_path):
 )
 def test_numbers_that_cannot_be_measured_are_named(when_it_pays, tmp_path, values, message):
     with pytest.raises(InputError, match=message):
-        when_it_pays.main(config(tmp_path, **values))
+        scripts.run("when_it_pays", config(tmp_path, **values))
     assert not (tmp_path / "runs").exists()

@@ -1,4 +1,4 @@
-"""What is made of a config once its model is loaded: extras, `{draft: {source: path/to/checkpoint}}`; constraints."""
+"""The objects made once a config's model is loaded: extras, `{draft: {source: path/to/checkpoint}}`; constraints."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,14 +6,15 @@ from typing import Any
 
 import jaxinfer
 from jaxinfer import heads
+from jaxinfer.compress import keep_layers
+from jaxinfer.errors import InputError
+from jaxinfer.experiment.prompts import read_text
 from jaxinfer.experiment.schema import ConstraintSpec, ExtraSpec
-from jaxinfer.experiment.script import read_text
 from jaxinfer.heads import mtp
-from jaxinfer.transform import keep_layers
 
 
 def attach(model: Any, source: str, extras: Mapping[str, ExtraSpec]) -> Any:
-    """The model, loaded from `source`, with its extras. Raises InputError.
+    """Attach its extras to the model, loaded from `source`. Raises InputError.
 
     A draft model from the same source and of the same dtype is not loaded again.
     """
@@ -21,13 +22,15 @@ def attach(model: Any, source: str, extras: Mapping[str, ExtraSpec]) -> Any:
     return model.attach(**made) if made else model
 
 
-def constraint(model: Any, spec: ConstraintSpec) -> jaxinfer.Constraint:
-    """The constraint of a row, whichever of its fields is given. Raises InputError."""
-    if spec.regex is not None:
-        return jaxinfer.Constraint.regex(model, spec.regex)
-    if spec.json_schema is not None:
-        return jaxinfer.Constraint.json_schema(model, spec.json_schema)
-    return jaxinfer.Constraint.choice(model, spec.choice or ())
+def constraint(model: Any, spec: ConstraintSpec, where: str = "constraint.{key}") -> jaxinfer.Constraint:
+    """Make the constraint of a row, whichever of its fields is given. Raises InputError, which names the field."""
+    make = jaxinfer.Constraint
+    ways: dict[str, Any] = {"regex": make.regex, "json_schema": make.json_schema, "choice": make.choice}
+    key = next((key for key in ways if getattr(spec, key) is not None), "choice")
+    try:
+        return ways[key](model, getattr(spec, key))
+    except InputError as error:
+        raise InputError(f"{where.format(key=key)}: {error}") from None
 
 
 def _draft(model: Any, source: str, spec: ExtraSpec) -> Any:
