@@ -1,6 +1,7 @@
 """The commands, run in this process on stand-ins for the model; one subprocess for what only a process can show."""
 
 import dataclasses
+import errno
 import io
 import re
 import subprocess
@@ -15,8 +16,11 @@ import pytest
 import yaml
 
 import jaxinfer
-from jaxinfer import cli
-from jaxinfer.stats import Stats
+from jaxinfer.cli import commands as cli
+from jaxinfer.experiment import results
+from jaxinfer.runtime.stats import Stats
+
+pytestmark = pytest.mark.quick
 
 STATS = Stats(
     [2],
@@ -53,15 +57,21 @@ class Model:
     has_chat: bool = True
     interrupt: bool = False
     asked: list = field(default_factory=list)
+    several: int = 1  # texts of each prompt
     name: str = "stand-in"
     dtype: str = "float32"
     weights: str | None = None
-    config: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(max_positions=1000))
+    config: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(max_positions=1000, vocab_size=1000, kinds=())
+    )
+
+    placed: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(check_room=lambda *_: None))
 
     @property
     def tokenizer(self):
         return SimpleNamespace(
             has_chat=self.has_chat,
+            stop_ids=(),
             chat=lambda messages: [(message["role"], message["content"]) for message in messages],
             encode=lambda text: list(range(len(text.split()))),
         )
@@ -70,11 +80,16 @@ class Model:
         self.asked.append((prompt, options))
         return Stream(self._pieces())
 
+    def default_policy(self, policy):
+        return policy or jaxinfer.Dense()
+
     def generate(self, prompts, **options):
         self.asked.append((prompts, options))
         if self.interrupt:
             raise KeyboardInterrupt
-        return SimpleNamespace(texts=["Hello there"] * len(prompts), tokens=[[1, 2]] * len(prompts), stats=STATS)
+        return SimpleNamespace(
+            texts=["Hello there"] * len(prompts) * self.several, tokens=[[1, 2]] * len(prompts), stats=STATS
+        )
 
     def _pieces(self):
         yield "Hello"
@@ -91,7 +106,9 @@ def jaxinfer_(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["jaxinfer", *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         monkeypatch.setattr(
-            jaxinfer, "load", lambda source, dtype=None, weights=None: model or pytest.fail("the model was loaded")
+            jaxinfer,
+            "load",
+            lambda source, dtype=None, weights=None, tokenizer=None: model or pytest.fail("the model was loaded"),
         )
         with pytest.raises(SystemExit) as leave:
             cli.main()
@@ -111,7 +128,8 @@ def test_generate_prints_the_text_and_the_figures_apart(jaxinfer_, arguments):
 def test_generate_passes_its_options_on(jaxinfer_):
     model = Model()
     options = "--method lookup --width 4 --policy paged:block=16,format=int8 --capacity 99"
-    options += " --max-new-tokens 7 --seed 3 --stop a --stop b"
+    options += " --max-new-tokens 7 --seed 3 --stop a --stop b --stop-token 5 --stop-token 9 --ignore-eos"
+    options += " --min-new-tokens 2 --include-stop --no-skip-special"
     jaxinfer_("generate", "-", "--system", "Be brief", *options.split(), model=model, stdin="Hi\n")
     assert model.asked == [
         (
@@ -123,9 +141,32 @@ def test_generate_passes_its_options_on(jaxinfer_):
                 "max_new_tokens": 7,
                 "seed": 3,
                 "stop": ("a", "b"),
+                "stop_tokens": (5, 9),
+                "ignore_eos": True,
+                "min_new_tokens": 2,
+                "include_stop": True,
+                "skip_special": False,
+                "n": 1,
             },
         )
     ]
+
+
+def test_a_generation_is_traced_into_a_folder(jaxinfer_, tmp_path):
+    assert jaxinfer_("generate", "Hi", "--profile", tmp_path / "trace", model=Model())[:2] == (0, "Hello there\n")
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+    (tmp_path / "file").touch()
+    code, _, err = jaxinfer_("generate", "Hi", "--profile", tmp_path / "file", model=Model())
+    assert code == 2
+    assert err.startswith("error: profile: ")
+    assert err.endswith("cannot be written: File exists\n")
+
+
+def test_several_samples_are_printed_one_below_the_other(jaxinfer_):
+    model = Model(several=3)
+    code, out, _ = jaxinfer_("generate", "Hi", "--n", "3", "--temperature", "1", model=model)
+    assert (code, out) == (0, "Hello there\n" * 3)
+    assert model.asked[0][1]["n"] == 3
 
 
 def test_a_constraint_is_made_for_the_model(jaxinfer_, monkeypatch):
@@ -169,6 +210,9 @@ def test_sampling_options_ask_for_sampling_and_no_chat_for_plain_text(jaxinfer_)
         ("eval --text tests/data/prose.txt --policy dens", "--policy: unknown policy 'dens'; nearest: 'dense'"),
         ("generate -", "the prompt is empty"),
         ("eval --text nowhere.txt", "--text: nowhere.txt: no such file"),
+        ("eval --text tests/data/prose.txt --stride 0", "--stride: expected a whole number from 1, got 0"),
+        ("eval --text tests/data/prose.txt --window 8 --stride 9", "--stride: expected at most the window of 8, got 9"),
+        ("eval --text tests/data/prose.txt --max-windows 0", "--max-windows: expected a whole number from 1, got 0"),
         ("run nowhere.yaml", "nowhere.yaml: no such config file"),
     ],
 )
@@ -223,6 +267,7 @@ def test_eval_refuses_what_it_cannot_measure(jaxinfer_, tmp_path):
         (b"\xff\xfe", 8, "not UTF-8 text"),
         (b"a b c", 8, "has 3 tokens, fewer than one window of 8"),
         (b"a b c", 1, "--window: expected a whole number from 2, got 1"),
+        (b"a b c", 1001, "--window: 1001 is longer than the context of stand-in: 1000 tokens"),
     ):
         text.write_bytes(content)
         code, _, err = jaxinfer_("eval", "--text", text, "--window", window, model=Model())
@@ -239,12 +284,17 @@ def test_eval_prints_the_perplexity_of_disjoint_windows(jaxinfer_, tmp_path):
     text.write_text(" ".join(str(n * n % 50) for n in range(28)))
     code, out, _ = jaxinfer_("eval", "--text", text, "--window", 8, model=model)
     assert code == 0
-    found = re.match(r"perplexity ([\d.]+), 3 windows, (\d+) tokens, [\d.]+ s", out)
+    found = re.match(r"perplexity ([\d.]+), 3 windows of 8 without BOS, stride 8, (\d+) tokens, [\d.]+ s", out)
     windows = np.array([n * n % 50 for n in range(24)]).reshape(3, 8)
     logprobs = jax.nn.log_softmax(model.logits(windows)[:, :-1])
     nll = -np.take_along_axis(np.asarray(logprobs), windows[:, 1:, None], axis=2).mean()
     assert float(found[1]) == pytest.approx(np.exp(nll), rel=1e-3)
     options = "--text", text, "--window", 8, "--policy"
+    for name in ("dense", "window", "paged", "quantized"):
+        refused = "error: policy capacity=6 is too small: a window of 8 tokens needs 7 slots\n"
+        assert jaxinfer_("eval", *options, f"{name}:capacity=6", model=model) == (2, "", refused)
+    bounded = jaxinfer_("eval", *options, "window:capacity=7", model=model)[1]
+    assert re.match(r"perplexity ([\d.]+)", bounded)[1] == found[1]
     coarse = jaxinfer_("eval", *options, "quantized", model=model)[1]
     assert 0 < abs(float(re.match(r"perplexity ([\d.]+)", coarse)[1]) - float(found[1])) < 1
 
@@ -254,7 +304,12 @@ def config(tmp_path):
     """A config of two rows, and the folder of its runs."""
     path = tmp_path / "trial.yaml"
     rows = [{"name": "greedy", "method": "greedy"}, {"name": "lookup", "method": "lookup"}]
-    entries = {"model": "any", "prompts": ["One", "Two"], "rows": rows, "output": str(tmp_path / "runs")}
+    entries = {
+        "model": "any",
+        "prompts": {"source": ["One", "Two"], "chat": False},
+        "rows": rows,
+        "output": str(tmp_path / "runs"),
+    }
     path.write_text(yaml.safe_dump({"name": "trial", **entries}))
     return path, tmp_path / "runs"
 
@@ -285,6 +340,27 @@ def test_run_says_how_to_resume_and_resumes(jaxinfer_, config):
     assert err == f"error: --resume: {folder} has another config: decoding.seed was 1, is 0\n"
 
 
+def test_a_full_disk_ends_a_run_in_one_line_that_says_how_to_go_on(jaxinfer_, config, monkeypatch):
+    path, runs = config
+    append, kept = results.append_row, []
+
+    def full(folder, row, check):
+        if kept:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        kept.append(append(folder, row, check))
+
+    monkeypatch.setattr(results, "append_row", full)
+    code, out, err = jaxinfer_("run", path, "decoding.repeats=1", model=Model())
+    [folder] = runs.iterdir()
+    assert (code, out) == (1, "")
+    command = f"jaxinfer run {path} decoding.repeats=1 --resume {folder}"
+    line = f"error: {folder}: No space left on device; 1 of 2 rows are done; to go on: {command}"
+    assert err.splitlines()[-1] == line
+    monkeypatch.setattr(results, "append_row", append)
+    code, out, _ = jaxinfer_(*command.split()[1:], model=Model())
+    assert (code, out.count("\n")) == (0, 4)
+
+
 def test_run_checks_the_output_before_the_model_loads(jaxinfer_, config):
     path, runs = config
     code, _, err = jaxinfer_("run", path, f"output={path}/runs")
@@ -293,11 +369,25 @@ def test_run_checks_the_output_before_the_model_loads(jaxinfer_, config):
     assert not runs.exists()
 
 
-def test_list_names_models_methods_and_policies(jaxinfer_):
-    code, out, _ = jaxinfer_("list")
+def test_list_names_models_methods_and_policies(jaxinfer_, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXINFER_CACHE", str(tmp_path))
+    code, first, _ = jaxinfer_("list")
     assert code == 0
-    for name in ("smollm2-135m", "greedy", "sample", "lookup", "dense", "window"):
-        assert name in out
+    for name in ("smollm2-135m", "installed", "greedy", "sample", "lookup", "dense", "window", "int4-64", "nf4"):
+        assert name in first
+    monkeypatch.setattr("jaxinfer.cli.commands._catalog", lambda: pytest.fail("the library was asked again"))
+    assert jaxinfer_("list")[1] == first
+
+
+def test_a_damaged_catalog_is_made_again(jaxinfer_, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXINFER_CACHE", str(tmp_path))
+    expected = jaxinfer_("list")[:2]
+    [file] = tmp_path.glob("catalog-*.json")
+    file.write_text("{")
+    assert jaxinfer_("list")[:2] == expected
+    monkeypatch.setenv("JAXINFER_CACHE", "off")
+    assert jaxinfer_("list")[:2] == expected
+    assert list(tmp_path.glob("catalog-*.json")) == [file]
 
 
 def test_version_and_help(jaxinfer_):
@@ -313,3 +403,54 @@ def test_a_reader_that_leaves_is_no_error():
     root = Path(jaxinfer.__file__).parents[1]
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=root, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@dataclass
+class Templated(Model):
+    """A stand-in whose chat keeps what the template is given."""
+
+    @property
+    def tokenizer(self):
+        return SimpleNamespace(has_chat=self.has_chat, chat=lambda messages, **options: (messages[-1], options))
+
+
+def test_template_variables_and_tools_reach_the_template(jaxinfer_, tmp_path):
+    (file := tmp_path / "tools.json").write_text('[{"name": "f"}]')
+    line = ["--template-var", "enable_thinking=false", "--template-var", "notes=[1, a]", "--tools", file]
+    expected = {"enable_thinking": False, "notes": [1, "a"], "tools": [{"name": "f"}]}
+    jaxinfer_("generate", "Hi", *line, model=(model := Templated()))
+    jaxinfer_("chat", *line, model=model, stdin="Hi\n/exit\n")
+    assert [prompt for prompt, _ in model.asked] == [({"role": "user", "content": "Hi"}, expected)] * 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["--template-var", "thinking"], "--template-var: 'thinking' must be KEY=VALUE"),
+        (["--template-var", "a b=1"], "--template-var: 'a b=1' must be KEY=VALUE"),
+        (["--template-var", "messages=[]"], "--template-var: messages is not a variable of your own"),
+        (["--template-var", "x=[1"], "--template-var: x:1: not valid YAML"),
+        (["--tools", "nowhere.json"], "--tools: nowhere.json: no such file"),
+        (["--tools", "/dev/zero"], "--tools: /dev/zero: is a pipe or a device"),
+    ],
+)
+def test_template_options_that_are_none(jaxinfer_, line, message):
+    for command in (["generate", "Hi"], ["chat"]):
+        code, out, err = jaxinfer_(*command, *line)  # before a model is loaded
+        assert (code, out) == (2, "")
+        assert message in err
+        assert err.count("\n") == 1
+
+
+def test_tools_are_a_list_of_schemas_and_need_a_chat(jaxinfer_, tmp_path):
+    file = tmp_path / "tools.json"
+    for text in ('{"name": "f"}', "[1]", "[", "[" * 100_000):
+        file.write_text(text)
+        code, _, err = jaxinfer_("generate", "Hi", "--tools", file)
+        assert code == 2
+        assert err.startswith(f"error: --tools: {file}")
+    file.write_text("[]")
+    for option in (["--tools", file], ["--template-var", "x=1"]):
+        code, _, err = jaxinfer_("generate", "Hi", *option, model=Templated(has_chat=False))
+        assert code == 2
+        assert f"{option[0]}: needs a chat" in err
