@@ -1,6 +1,7 @@
 """The public face: load a model, generate, stream, score."""
 
 import dataclasses
+import functools
 import os
 import sys
 import warnings
@@ -32,7 +33,7 @@ from jaxinfer.runtime.placed import PlacedModel
 from jaxinfer.runtime.request import Call, Options, default_policy, signed
 from jaxinfer.runtime.stats import Stats
 from jaxinfer.runtime.streaming import Stream
-from jaxinfer.sharding import DATA_TENSOR, Rules, Sharding, choices, settled
+from jaxinfer.sharding import Rules, Sharding, choices, rules_of, settled
 from jaxinfer.weights.formats import FORMATS
 from jaxinfer.weights.layer_stack import MOST_VIEWS, for_cpu
 from jaxinfer.weights.qtensor import is_quantized
@@ -113,17 +114,21 @@ class Model:
         extras = {name: extra.placed if isinstance(extra, Model) else extra for name, extra in self.extras.items()}
         return PlacedModel(self.network, params, self.layout, extras)
 
-    def shard(self, mesh: jax.sharding.Mesh, rules: Rules = DATA_TENSOR) -> "Model":
+    def shard(self, mesh: jax.sharding.Mesh, rules: Rules | None = None) -> "Model":
         """Spread the model over a mesh, as `jax.make_mesh` or `jax.sharding.Mesh` gives it.
 
-        A mesh axis that does not divide a dimension leaves it whole. Raises InputError for a mesh of devices that this
-        process has not, and where mesh and rules do not know each other's axes.
+        rules: default, those that the names of the mesh's axes stand for (`sharding.RULES`). A mesh axis that does not
+        divide a dimension leaves it whole. Raises InputError for a mesh of devices that this process has not, and
+        where mesh and rules do not know each other's axes.
         """
+        if rules is None:
+            rules = rules_of(getattr(mesh, "axis_names", ()))
         layout = Sharding(settled(mesh, rules), rules)
         is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
 
         def place(axes: Any, weight: Any) -> Any:
-            return jax.tree.map(layout.place, weight, weight.axes(axes) if is_quantized(weight) else axes)
+            axes = weight.axes(axes) if is_quantized(weight) else axes
+            return jax.tree.map(functools.partial(layout.place, at_rest=True), weight, axes)
 
         placed = jax.tree.map(place, param_axes(self.config), self.params, is_leaf=is_axes)
         return dataclasses.replace(self, params=placed, layout=layout)

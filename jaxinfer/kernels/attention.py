@@ -29,7 +29,7 @@ from jaxinfer.kernels.contract import (
     unfold_heads,
     with_sinks,
 )
-from jaxinfer.sharding import rules
+from jaxinfer.sharding import layouts
 
 __all__ = ["Partial", "Scoring", "attend", "chain_or", "fold_heads", "merge", "unfold_heads"]
 
@@ -66,7 +66,7 @@ def attend(
         by_head = Scoring(scoring.softcap, slopes, sinks)
         return _in_parts(kernel, q, k, v, tree, store, ahead, layer, q_pos, visible, decode, by_head)
 
-    layout = rules.active()
+    layout = layouts.active()
     args = (q, k, v, tree, store, ahead, layer, q_pos, *_by_head(scoring, k.shape[1]))
     return run(*args) if layout is None or layout.mesh.size == 1 else _sharded(run, layout, *args)
 
@@ -97,7 +97,7 @@ def _by_head(scoring: Scoring, n_kv_heads: int) -> list[jax.Array | None]:
     ]
 
 
-def _sharded(run: Any, layout: rules.Sharding, q, k, v, tree, store, ahead, layer, q_pos, slopes, sinks) -> jax.Array:
+def _sharded(run: Any, layout: layouts.Sharding, q, k, v, tree, store, ahead, layer, q_pos, slopes, sinks) -> jax.Array:
     """Run the kernel on each device's own rows and key/value heads: the compiler does not split a Pallas call."""
     rows, heads = layout.rules.spec(("batch", "kv_heads"), q.shape[:2], layout.mesh)
     by_row, by_head, by_both = PartitionSpec(rows), PartitionSpec(heads), PartitionSpec(rows, heads)

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from jaxinfer.errors import InputError
-from jaxinfer.sharding import rules
+from jaxinfer.sharding import layouts
 
 TABLE = Path(__file__).parent / "blocks.yaml"
 CLASSES = {
@@ -40,7 +40,7 @@ def sizes(platform: str, kernel: str, shapes: str) -> dict[str, int]:
     tried = _TRIED.get()
     if tried and tried[0] == (kernel, shapes):
         return tried[1]
-    device = rules.device()
+    device = layouts.device()
     names = (device.device_kind, platform) if device.platform == platform else (platform,)
     for path in (*(tried if tried and isinstance(tried[0], Path) else ()), TABLE):
         for name in names:

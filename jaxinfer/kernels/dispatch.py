@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxinfer.cache.codes import Codes
 from jaxinfer.cache.store import Store
 from jaxinfer.errors import InputError, nearest
-from jaxinfer.sharding import rules
+from jaxinfer.sharding import layouts
 
 HALVES = ("bfloat16", "float16")
 EIGHT_BITS = ("int8", "float8_e4m3fn")
@@ -189,7 +189,7 @@ def machine(of: str) -> tuple[str, str]:
     choice = chosen(of)
     if choice and choice.target:
         return choice.target, "9.0"
-    device = rules.device()
+    device = layouts.device()
     return device.platform, str(getattr(device, "compute_capability", "") or "")
 
 

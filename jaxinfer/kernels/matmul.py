@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxinfer.kernels import dispatch
 from jaxinfer.kernels.coded import CodedWeight
-from jaxinfer.sharding import rules
+from jaxinfer.sharding import layouts
 
 FEW = 64  # rows that a kernel takes
 FORMATS = ("int8", "int4", "int4-64", "int4-128")
@@ -35,7 +35,7 @@ class Call:
 
     @staticmethod
     def of(x: jax.Array, format: str, n_out: int) -> "Call":
-        layout = rules.active()
+        layout = layouts.active()
         devices = 1 if layout is None else layout.mesh.size
         return Call(*dispatch.machine(dispatch.MATMUL), x.dtype.name, format, n_out, x.shape[1], devices)
 

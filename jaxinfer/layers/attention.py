@@ -15,7 +15,7 @@ from jaxinfer.kernels.attention import Scoring, attend, fold_heads, unfold_heads
 from jaxinfer.layers.linear import Linear
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.position import alibi_slopes, rotate
-from jaxinfer.sharding.rules import constrain
+from jaxinfer.sharding.layouts import constrain
 from jaxinfer.weights.layer_stack import parameter
 
 

@@ -13,7 +13,7 @@ from jaxinfer.layers.attention import Place, Step
 from jaxinfer.layers.linear import Linear
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.position import rotate
-from jaxinfer.sharding.rules import constrain
+from jaxinfer.sharding.layouts import constrain
 from jaxinfer.weights.layer_stack import parameter, with_layer
 
 

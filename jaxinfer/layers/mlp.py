@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from jaxinfer.config import ModelConfig
 from jaxinfer.layers.linear import Linear
-from jaxinfer.sharding.rules import constrain
+from jaxinfer.sharding.layouts import constrain
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,

@@ -28,7 +28,7 @@ from jaxinfer.layers.moe import Experts
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.recurrent import mixer_of
 from jaxinfer.sharding import choices
-from jaxinfer.sharding.rules import constrain
+from jaxinfer.sharding.layouts import constrain
 
 ARGMAX_BLOCK = 256
 

@@ -6,7 +6,7 @@ Each says who takes it and why. Which kernel runs is another table, since that d
 
 from dataclasses import dataclass
 
-from jaxinfer.sharding import rules
+from jaxinfer.sharding import layouts
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 
@@ -21,7 +21,7 @@ class Choice:
 
     def here(self) -> bool:
         """Tell whether the program being traced takes it; outside of one, whether programs for this machine do."""
-        return rules.platform() in self.platforms
+        return layouts.platform() in self.platforms
 
 
 BFLOAT16_AS_BITS = Choice(

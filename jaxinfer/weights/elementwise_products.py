@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinfer.sharding import choices, rules
+from jaxinfer.sharding import choices, layouts
 
 LANES = 32
 BFLOAT16_ROWS = 4  # with more, products of several rows are faster
@@ -32,7 +32,7 @@ Term = Callable[[int, jax.Array | int, int], jax.Array]
 
 def fits(rows: int, inputs: int, most_rows: int) -> bool:
     """Tell whether a product of so many rows, of a format that takes up to `most_rows`, is best done here."""
-    here = choices.CONVERT_IN_REGISTERS.here() and rules.active() is None
+    here = choices.CONVERT_IN_REGISTERS.here() and layouts.active() is None
     return here and rows <= most_rows and inputs % LANES == 0 and inputs <= MOST_INPUTS
 
 

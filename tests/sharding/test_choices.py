@@ -13,7 +13,7 @@ import jaxinfer
 from jaxinfer.cache.quantized import encode
 from jaxinfer.cache.store import as_stored
 from jaxinfer.network.transformer import likeliest_token, likeliest_tokens
-from jaxinfer.sharding import choices, rules
+from jaxinfer.sharding import choices, layouts
 
 pytestmark = pytest.mark.quick
 
@@ -25,7 +25,7 @@ def on(monkeypatch):
     """Programs are traced for this platform."""
 
     def choose(platform):
-        monkeypatch.setattr(rules, "device", lambda: SimpleNamespace(platform=platform))
+        monkeypatch.setattr(layouts, "device", lambda: SimpleNamespace(platform=platform))
 
     return choose
 
