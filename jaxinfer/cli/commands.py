@@ -195,6 +195,9 @@ def run(
         bool,
         typer.Option("--resume", help="Skip what is done: in the run folder given next, else in the newest."),
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="A trace of every row for XProf and TensorBoard, in the run folder.")
+    ] = False,
     plugin: Plugin = None,
 ) -> int:
     """Measure what a config asks for, and write a table and a report.
@@ -203,7 +206,7 @@ def run(
     """
     with library():
         from jaxinfer.experiment.command import run_config
-    return run_config(config, arguments or [], resume, plugin or ())
+    return run_config(config, [*(arguments or []), *(["profile=true"] if profile else [])], resume, plugin or ())
 
 
 train = typer.Typer(no_args_is_help=True, help="Train small parts on a frozen model.")

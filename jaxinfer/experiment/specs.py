@@ -174,6 +174,7 @@ class Experiment:
     exclude: tuple[dict[str, Any], ...] = ()
     quality: QualitySpec | None = None
     ledger: bool = False  # of every row: physics, compiler and clock side by side, and where the time goes
+    profile: bool = False  # a trace of every row for XProf and TensorBoard, in the run folder
     output: str = "runs"
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
