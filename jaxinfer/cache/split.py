@@ -34,7 +34,7 @@ def names_of(entry: Entry) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def parts(layout: Sharding | None) -> int:
+def devices_of(layout: Sharding | None) -> int:
     """Count the devices that share the slots of a row by these rules; 1 without a mesh."""
     if layout is None:
         return 1
@@ -96,7 +96,7 @@ def split_of(store: Any, layout: Sharding | None = None) -> Split | None:
     They are not where the mesh does not divide them, or the slots of a block: then each device holds them all.
     """
     layout = layouts.active() if layout is None else layout
-    if parts(layout) == 1:
+    if devices_of(layout) == 1:
         return None
     assert layout is not None
     slots = store.pos.shape[1] if store.pages is None else store.pos.shape[1] // store.pages.shape[1]

@@ -55,7 +55,7 @@ class Cache:
 
 def round_up(n: int, multiple: int | None = None) -> int:
     """Give the smallest multiple that is at least n; None: of a block for each device that shares a row's slots."""
-    multiple = BLOCK * split.parts(layouts.active()) if multiple is None else multiple
+    multiple = BLOCK * split.devices_of(layouts.active()) if multiple is None else multiple
     return -(-n // multiple) * multiple
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.cache import CachePolicy, Dense
-from jaxinfer.cache.split import parts, split_of
+from jaxinfer.cache.split import devices_of, split_of
 from jaxinfer.cache.store import STORE_AXES, Cache, Store, gather, round_up
 from jaxinfer.config import ModelConfig
 from jaxinfer.decoding.contract import Companion
@@ -103,7 +103,7 @@ class PlacedModel:
         """
         parts: list[Any] = []
         compiling, done = 0.0, 0
-        for width in chunks(int(n.max(initial=0)), len(n)):
+        for width in chunks(int(n.max(initial=0)), len(n), devices_of(self.layout)):
             part = np.zeros((tokens.shape[0], width), np.int32)
             given = tokens[:, done : done + width]
             part[:, : given.shape[1]] = given
@@ -158,12 +158,12 @@ def _empty_on_mesh(
     with use(layout):
         form = jax.eval_shape(functools.partial(policy.init, cfg, batch, capacity, dtype))
         for name, store in form.stores.items():
-            if isinstance(store, Store) and parts(layout) > 1 and split_of(store) is None:
+            if isinstance(store, Store) and devices_of(layout) > 1 and split_of(store) is None:
                 slots = store.pos.shape[1] if store.pages is None else store.pos.shape[1] // store.pages.shape[1]
                 what = f"{slots} slots" if store.pages is None else f"blocks of {slots} slots"
                 warnings.warn(
                     f"policy {type(policy).__name__}: {what} of {name} layers do not divide over the "
-                    f"{parts(layout)} devices that share a row's slots: each of them holds all",
+                    f"{devices_of(layout)} devices that share a row's slots: each of them holds all",
                     RuntimeWarning,
                     stacklevel=2,
                 )
@@ -209,15 +209,16 @@ def _common(tokens: np.ndarray, n: np.ndarray) -> int:
     return int(min(n.min(), alike.argmin() if not alike.all() else len(alike)))
 
 
-def chunks(n: int, rows: int = 1) -> list[int]:
+def chunks(n: int, rows: int = 1, devices: int = 1) -> list[int]:
     """Choose the widths of the prefill calls for n tokens of each row: few calls, little padding, and one program.
 
     All are the same: a power of two, or the next eighth of the largest that there is. On a CPU the rows of a batch
-    share `LARGEST_CHUNK` (docs/cpu.md).
+    share `LARGEST_CHUNK` (docs/cpu.md). devices: those that share the tokens of a row, each of which takes as many.
     """
     largest = LARGEST_CHUNK
     if choices.FEW_TOKENS_A_CALL.here():
         largest = max(LARGEST_CHUNK // bucket(rows), SMALLEST_CHUNK)
+    largest *= devices
     calls = -(-n // largest)
     each = -(-n // max(calls, 1))
     width = min(bucket(each), round_up(each, largest // 8))
