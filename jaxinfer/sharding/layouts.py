@@ -10,6 +10,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxinfer.sharding.rules import DATA_TENSOR, Axes, Rules
 
+FEW_TOKENS = 64
+"""Tokens of a step that are never split: a draft's. Their products wait for weights, which every device reads whole."""
+
 
 @dataclass(frozen=True)
 class Sharding:
@@ -20,6 +23,8 @@ class Sharding:
 
     def of(self, axes: Axes, shape: tuple[int, ...], at_rest: bool = False) -> NamedSharding:
         """Give the layout of an array with these logical axes. at_rest: of a weight that lies there."""
+        sized = zip(axes, shape, strict=True)
+        axes = tuple(None if axis == "tokens" and size <= FEW_TOKENS else axis for axis, size in sized)
         return NamedSharding(self.mesh, self.rules.spec(axes, shape, self.mesh, at_rest))
 
     def place(self, x, axes: Axes, at_rest: bool = False) -> jax.Array:
@@ -50,6 +55,16 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if sharding is None:
         return x
     return jax.lax.with_sharding_constraint(x, sharding.of(axes, x.shape))
+
+
+def token_axis(tokens: int) -> str | None:
+    """Name the logical axis of rows that begin with so many tokens: "tokens" where those are split, as a prompt's are.
+
+    Rows of folded heads are more than tokens, so that their own number does not tell.
+    """
+    sharding = _ACTIVE.get()
+    is_split = sharding is not None and sharding.of(("tokens",), (tokens,)).spec[0] is not None
+    return "tokens" if is_split else None
 
 
 def active() -> Sharding | None:

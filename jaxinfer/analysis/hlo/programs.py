@@ -3,6 +3,7 @@
 They are the very programs: `runtime.compiled` keeps them, and a later `generate` of these shapes compiles nothing.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,9 +126,11 @@ def attention_trips(cfg: ModelConfig, cache: Cache, tokens: int) -> dict[str, tu
         for j, kind in enumerate(segment.pattern):
             store = cache.stores.get(kind.name)
             if isinstance(store, Store):
-                slots = store.pos.shape[1]
+                parts = [shard.data for shard in store.pos.addressable_shards]  # devices may share the slots of a row
+                slots = parts[0].shape[1]
                 page = 1 if store.pages is None else slots // store.pages.shape[1]
-                often = _blocks(slots, int(extent(store)), tokens, page)
+                used = max(int(extent(dataclasses.replace(store, pos=part))) for part in parts)
+                often = _blocks(slots, used, tokens, page)
                 found[f"segment_{i}/layer_{j}/attention/attention/while"] = often
     return found
 
