@@ -219,7 +219,7 @@ def run(
     """
     with library():
         from jaxinfer.experiment.command import run_config
-    over = [f"mesh={mesh}"] if mesh is not None else []
+    over = [] if mesh is None else [f"mesh={mesh or repr(mesh)}"]
     over += ["pad_heads=true"] if pad_heads else []
     return run_config(config, [*(arguments or []), *over], resume, plugin or ())
 

@@ -6,7 +6,7 @@ KV heads are usually run; Pope et al. 2022, section 3.3, for one KV head).
 
     64 heads, 8 KV heads on 64     each KV head is held 8 times, with one of its 8 query heads (Llama 3 70B)
     9 heads, 3 KV heads on 4       padded: 4 groups of 3 heads, the last of which are zeros (SmolLM2)
-    9 heads, 3 KV heads on 8       padded: 8 groups of 2 heads; each KV head is held twice, one of them four times
+    9 heads, 3 KV heads on 8       padded: 8 groups of 2 heads; each KV head is held twice, and two groups are zeros
 
 A head of zeros gives zeros: its rows of q are zero, and its columns of o.
 """

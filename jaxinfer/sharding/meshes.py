@@ -37,7 +37,7 @@ class MeshShape:
                 name, equals, size = (piece.strip() for piece in part.partition("="))
                 if not equals:
                     raise InputError(f"mesh {shown(given)}: {shown(part)} must be axis=devices, as in {EXAMPLE}")
-                pairs.append((name, int(size) if size.isascii() and size.isdigit() else size))
+                pairs.append((name, int(size) if size.isascii() and size.isdigit() and len(size) < 10 else size))
         else:
             raise InputError(f"mesh={shown(given)} must be written as {EXAMPLE}")
         if not pairs:

@@ -1,4 +1,4 @@
-"""Heads that a mesh axis does not divide: the equal model whose heads it does, and the same on eight virtual devices."""
+"""Heads that a mesh axis does not divide: the equal model whose heads it does, here and on eight virtual devices."""
 
 import dataclasses
 import os
