@@ -38,8 +38,8 @@ class HeadGroups:
     def of(cls, cfg: ModelConfig, parts: int, pad: bool = False) -> "HeadGroups | None":
         """Group a model's heads so that `parts` divides heads and KV heads; None where nothing can or need be done.
 
-        Of what is possible, it takes the fewest heads, and with them the fewest KV heads. pad: heads of zeros may be
-        among them; see `obstacle` for models in which they would not be nothing.
+        Of what is possible, it takes the fewest heads and KV heads together: weights grow with both. pad: heads of
+        zeros may be among them; see `obstacle` for models in which they would not be nothing.
         """
         n, k = cfg.n_heads, cfg.n_kv_heads
         if all(isinstance(kind.mixer, SSM) for kind in cfg.kinds):
@@ -56,8 +56,8 @@ class HeadGroups:
             needed = k * math.ceil(group / size)
             held = needed + (-needed % parts if pad else 0)
             if held % parts == 0:
-                found.append((held * size, held, size))
-        return cls._grouped(n, k, *min(found)[1:]) if found else None
+                found.append((held * size + held, held * size, held, size))
+        return cls._grouped(n, k, *min(found)[2:]) if found else None
 
     @classmethod
     def _grouped(cls, n: int, k: int, held: int, size: int) -> "HeadGroups":

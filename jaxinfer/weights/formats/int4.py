@@ -109,7 +109,7 @@ class Int4(WeightFormat[Int4Weight]):
         if row.name == "reference":
             return in_layer(partial(by_definition, x), weight, layer)
         rows, padded = len(x), 2 * weight.codes.shape[-1]
-        if elementwise_products.fits(rows, padded, ROWS):
+        if weight.group % LANES == 0 and elementwise_products.fits(rows, padded, ROWS):
             x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, padded - x.shape[1])))
             return by_sums(x, weight, n_out, layer)
         return in_layer(partial(_plain, x, few=few), weight, layer)
