@@ -181,7 +181,7 @@ for attached in (spread(model.attach(draft=draft), "data=2,tensor=4", True), pad
     found = attached.generate(prompts, max_new_tokens=9, method=Speculative(width=3))
     assert found.tokens == plain
 for kind, method in (("medusa", Medusa()), ("eagle", Eagle())):
-    cfg = HeadsConfig.of(kind, model.name, model.config, 96, 2)
+    cfg = HeadsConfig.of(kind, model.name, model.config, 96, 3)
     heads = Heads(store.init_params(cfg), jax.numpy.arange(96), cfg)
     assert padded.attach(heads=heads).generate(prompts, max_new_tokens=9, method=method).tokens == plain
 itself = spread(model.attach(draft=model), "tensor=2", True)
