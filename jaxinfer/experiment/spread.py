@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxinfer.errors import InputError, shown
 from jaxinfer.experiment.merge import Origin
 from jaxinfer.experiment.specs import ModelSpec
-from jaxinfer.sharding import MeshShape
+from jaxinfer.sharding import MeshShape, Rules
 from jaxinfer.sharding.meshes import make_virtual
 
 PAD = "pad_heads"
@@ -57,9 +57,14 @@ class Spread:
         make_virtual(self.shape.size)
         return self.shape.on()
 
+    @property
+    def rules(self) -> Rules:
+        """Give the rules of the mesh's axes."""
+        return dataclasses.replace(self.shape.rules, pad_heads=self.pad_heads)
+
     def over(self, model: Any) -> Any:
         """Spread a model over the mesh. Raises InputError."""
-        return model.shard(self.mesh(), dataclasses.replace(self.shape.rules, pad_heads=self.pad_heads))
+        return model.shard(self.mesh(), self.rules)
 
     def __str__(self) -> str:
         return f"{self.shape},{PAD}" if self.pad_heads else str(self.shape)
