@@ -31,6 +31,13 @@ Weights = Annotated[str | None, typer.Option(help="Round weights to int8, int4, 
 TokenizerPath = Annotated[
     str | None, typer.Option("--tokenizer", help="A folder, tokenizer.json or .gguf file to take the tokenizer from.")
 ]
+Mesh = Annotated[
+    str | None,
+    typer.Option(help="Spread the model over devices, such as data=2,tensor=4; one CPU shows as many as it takes."),
+]
+PadHeads = Annotated[
+    bool, typer.Option("--pad-heads", help="With --mesh: add heads of zeros where heads do not divide an axis.")
+]
 System = Annotated[str | None, typer.Option(help="The system message of the chat.")]
 TemplateVar = Annotated[
     list[str] | None,

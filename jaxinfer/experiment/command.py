@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 
 from jaxinfer.errors import InputError, shown_text
-from jaxinfer.experiment import attachments, kinds, results, runner, sheet
+from jaxinfer.experiment import attachments, kinds, results, runner, sheet, spread
 from jaxinfer.experiment.kind import Kind
-from jaxinfer.experiment.progress import load_model, stderr, waiting
+from jaxinfer.experiment.progress import load_model, spread_over, stderr, waiting
 from jaxinfer.experiment.prompts import load_prompts
 from jaxinfer.experiment.runner import Interrupted, Unwritten
 from jaxinfer.host.files import path_of
@@ -38,6 +38,7 @@ def run_config(
     overrides = [argument for argument in arguments if argument not in folders]
     asked = kinds.read(config_file, overrides, plugin_files, default)
     kind, config = asked.kind, asked.config
+    spread.check(kind.model(config))  # before anything asks JAX for its devices
     prompts = load_prompts(config.prompts, Path(config_file).parent) if hasattr(config, "prompts") else ()
     if not kind.items(config, prompts):
         raise InputError(f"{shown_text(config_file)}: there is nothing to measure in it")
@@ -74,7 +75,7 @@ def run_config(
 
 
 def _load(kind: Kind, config: Any) -> Any:
-    """Load the model that the config asks for, with its extras and its context; None where it asks for none."""
+    """Load the model that the config asks for, with extras, context and mesh; None where it asks for none."""
     spec, extras = kind.model(config), getattr(config, "extras", {})
     if spec is None:
         return None
@@ -82,7 +83,9 @@ def _load(kind: Kind, config: Any) -> Any:
     if extras:
         with waiting(f"loading {', '.join(extras)}"):
             model = attachments.attach(model, spec.source, extras)
-    return runner.extended(model, spec)
+    model = runner.extended(model, spec)
+    spread_over(model)
+    return model
 
 
 def _print(tables: Sequence[sheet.Table]) -> None:

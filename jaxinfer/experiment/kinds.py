@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxinfer.errors import InputError, shown_text
-from jaxinfer.experiment import heading, merge
+from jaxinfer.experiment import heading, merge, spread
 from jaxinfer.experiment.kind import Kind
 from jaxinfer.experiment.merge import Origin, show
 from jaxinfer.experiment.registry import suggest
@@ -45,6 +45,7 @@ def read(
     named, files, data = heading.take(data, origin, Path(path).parent)
     name = default if named is None else named
     kind = find(name, Path(path).parent, origin)
+    data = spread.into_model(data, kind.config, origin)
     config = kind.read(data, origin) if kind.read else typed(kind.config, data, origin, heading.KEYS)
     check_name(config.name, origin)
     kind.check(config)

@@ -20,6 +20,7 @@ from jaxinfer.experiment.bars import Bars
 from jaxinfer.experiment.finished import is_failed, name_of
 from jaxinfer.experiment.kind import Kind, Prompts, Run
 from jaxinfer.experiment.schema import ModelSpec
+from jaxinfer.experiment.spread import Spread
 from jaxinfer.host.files import write_atomic
 from jaxinfer.runtime import compiled
 
@@ -113,13 +114,14 @@ def _one_line(error: Exception) -> str:
 
 
 def extended(model: Any, spec: ModelSpec) -> Any:
-    """Extend the loaded model to the context that its spec asks for. Raises InputError if it cannot have that."""
-    if spec.context is None:
-        return model
-    try:
-        return extend_context(model, spec.context.kind, spec.context.factor)
-    except InputError as error:
-        raise InputError(f"model.context: {error}") from None
+    """Give the loaded model the context, and lay it on the mesh, that its spec asks for. Raises InputError."""
+    if spec.context is not None:
+        try:
+            model = extend_context(model, spec.context.kind, spec.context.factor)
+        except InputError as error:
+            raise InputError(f"model.context: {error}") from None
+    wanted = Spread.of_model(spec)
+    return model if wanted is None else wanted.over(model)
 
 
 def _plain(line: dict[str, Any], name: str) -> dict[str, Any]:

@@ -24,7 +24,8 @@ class ModelSpec:
 
     `weights` is a format that they are rounded to; null leaves them as they are. `context` stretches what the model
     reads; null leaves it as it is. `tokenizer` is a folder with a tokenizer.json, a tokenizer.json or a GGUF
-    file, whose tokenizer is taken; null takes the model's own.
+    file, whose tokenizer is taken; null takes the model's own. `mesh`, such as data=2,tensor=4, is what it is spread
+    over; `pad_heads` adds heads of zeros where its heads do not divide: see `spread`.
     """
 
     source: str
@@ -32,6 +33,8 @@ class ModelSpec:
     weights: str | None = None
     context: ContextSpec | None = None
     tokenizer: str | None = None
+    mesh: Any = None
+    pad_heads: bool = False
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 

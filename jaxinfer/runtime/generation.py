@@ -19,7 +19,7 @@ from jaxinfer.runtime import beginning, hypotheses
 from jaxinfer.runtime.compiled import program
 from jaxinfer.runtime.placed import PlacedModel
 from jaxinfer.runtime.request import Call
-from jaxinfer.runtime.stats import Stats
+from jaxinfer.runtime.stats import Stats, on_mesh
 from jaxinfer.weights.bfloat16_bits import without_bits
 
 STEPS_PER_CALL = 64  # so that Ctrl-C and progress are never far away
@@ -213,5 +213,6 @@ class Generation:
             cache_bytes=self.cache_bytes,
             temp_bytes=self.temp_bytes,
             step_bytes=int(weights - looked_up + _nbytes(state.cache) * (live / slots if slots else 1.0)),
+            **on_mesh(self.placed.layout, (self.placed.params, self.extras), (state.cache, state.aux, state.held)),
             figures={name: np.asarray(x).tolist() for name, x in figures.items()},
         )
