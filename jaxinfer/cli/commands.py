@@ -196,6 +196,9 @@ def run(
         typer.Option("--resume", help="Skip what is done: in the run folder given next, else in the newest."),
     ] = False,
     plugin: Plugin = None,
+    on: Annotated[
+        str | None, typer.Option(help="Where rows are measured: ray or ray://HOST:PORT, a cluster; default: here.")
+    ] = None,
 ) -> int:
     """Measure what a config asks for, and write a table and a report.
 
@@ -203,7 +206,7 @@ def run(
     """
     with library():
         from jaxinfer.experiment.command import run_config
-    return run_config(config, arguments or [], resume, plugin or ())
+    return run_config(config, arguments or [], resume, plugin or (), on=on)
 
 
 train = typer.Typer(no_args_is_help=True, help="Train small parts on a frozen model.")
