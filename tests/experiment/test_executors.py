@@ -12,7 +12,7 @@ from fakes import FakeModel
 
 import jaxinfer
 from jaxinfer import InputError
-from jaxinfer.experiment import command, load_config, results, runner
+from jaxinfer.experiment import command, load_config, load_prompts, results, runner
 from jaxinfer.experiment.executors import ray
 from jaxinfer.experiment.executors.spread import TRIES, Died, Spread
 from jaxinfer.experiment.executors.task import Bench, Task
@@ -123,7 +123,6 @@ def test_rows_on_a_cluster_are_those_of_this_machine_in_the_same_order(file, loa
     assert command.run_config(str(file()), []) == 0
     here, table = measured(tmp_path), capsys.readouterr().out
     here[0].rename(tmp_path / "here")
-    [*loaded] = ()
     pools = spread_over()
     assert command.run_config(str(file()), [], on="ray") == 0
     folder, lines = measured(tmp_path)
@@ -186,35 +185,17 @@ def test_rows_with_one_reference_stay_together_and_are_given_what_is_finished(fi
     assert set(ROWS.units(config, items).values()) == {NAMES[0]}
     plain = load_config(file(axes={}, rows=[{"name": "a", "method": "greedy"}, {"name": "b", "method": "lookup"}]))
     assert ROWS.units(plain, ROWS.items(plain, ())) == {"a": "a", "b": "b"}
-    pool = Pool(None, size=1)
-    pool.benches = {"w0": None}
-    sent = Pool(Task.of(config, ()), size=1)
-    runner.measure(
-        ROWS, load_config(file()), None, load_prompts(file()), executor=Spread(lambda task: keep(sent, task))
-    )
-    assert [finished for _, _, finished in sent.sent] == [NAMES[:done] for done in range(6)]
+    config, pools = load_config(file()), []
+    one = Spread(lambda task: pools.append(Pool(task, size=1)) or pools[-1])
+    runner.measure(ROWS, config, None, load_prompts(config.prompts), executor=one)
+    assert [finished for _, _, finished in pools[0].sent] == [NAMES[:done] for done in range(6)]
 
 
-def load_prompts(path):
-    from jaxinfer.experiment import load_prompts
-
-    return load_prompts(load_config(path).prompts)
-
-
-def keep(pool, task):
-    pool.task = task
-    return pool
-
-
-def test_a_task_carries_its_plugins_and_prompts(tmp_path, loaded):
+def test_a_task_carries_its_plugins_and_prompts(file, tmp_path, loaded):
     plugin = tmp_path / "plugin.py"
-    plugin.write_text(
-        "from jaxinfer import Lookup, METHODS\nclass Mine(Lookup): pass\nMETHODS.add('mine_elsewhere', Mine)\n"
-        if hasattr(jaxinfer, "METHODS")
-        else "MARK = 1\n"
-    )
-    config = load_config(write(tmp_path / "one.yaml", {**GRID, "output": str(tmp_path / "runs")}))
-    task = Task.of(config, load_prompts(tmp_path / "one.yaml"), {"plugins": [str(plugin)]})
+    plugin.write_text("MARK = 1\n")
+    config = load_config(file())
+    task = Task.of(config, load_prompts(config.prompts), {"plugins": [str(plugin)]})
     assert task.plugins == (("0_plugin.py", plugin.read_text()),)
     plugin.unlink()
     kind, read, prompts, model, ready = Bench(task).opened
@@ -224,11 +205,6 @@ def test_a_task_carries_its_plugins_and_prompts(tmp_path, loaded):
     other = [(name, "0.0") if name == "jax" else (name, version) for name, version in task.software]
     assert task.unlike(task.software) is None
     assert task.unlike(other).startswith("jax 0.0, here ")
-
-
-def write(path, data):
-    path.write_text(yaml.safe_dump(data))
-    return path
 
 
 @pytest.mark.parametrize(

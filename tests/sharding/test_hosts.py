@@ -138,7 +138,8 @@ def test_a_process_that_is_killed_ends_the_run_on_the_other_with_one_line(start,
     both = start(WAITING, tmp_path / "at")
     until = time.monotonic() + 60
     while not all((tmp_path / f"at{number}").exists() for number in (0, 1)):
-        assert time.monotonic() < until and all(one.poll() is None for one in both), [ended(one) for one in both]
+        assert time.monotonic() < until
+        assert [one.poll() for one in both] == [None, None], [ended(one) for one in both]
         time.sleep(0.05)
     both[gone].send_signal(signal.SIGKILL)
     killed = time.monotonic()
@@ -196,7 +197,9 @@ def test_the_command_in_two_processes_prints_and_writes_once(start, tmp_path, mo
 def test_what_all_processes_do_wrong_is_said_once_and_what_one_does_with_its_number(start):
     wrong = [ended(one) for one in start(COMMAND, "generate", "abc", "--policy", "nosuch", place=placed)]
     assert [code for code, _, _ in wrong] == [2, 2]
-    assert wrong[0][2].startswith("error: ") and "nosuch" in wrong[0][2] and wrong[0][2].count("\n") == 1
+    assert wrong[0][2].startswith("error: ")
+    assert "nosuch" in wrong[0][2]
+    assert wrong[0][2].count("\n") == 1
     assert wrong[1][1:] == ("", "")
 
     def differently(address, number):
