@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 GRACE = 2.0  # seconds in which processes that fail alike come to the same end
+ENDS_WITHIN = 600.0  # seconds after process 0, in which others come to their ends
 MOST_BYTES = 256 << 20  # of one line
 
 
@@ -117,7 +118,7 @@ class Links:
 
     def done(self) -> bool:
         """Wait until every process has come to its end without a failure; False where one has not in time."""
-        if self.gather(None, self.patience) is None and self.process == 0:
+        if self.gather(None, ENDS_WITHIN) is None and self.process == 0:
             return False
         with self._changed:
             self._over = self.process == 0

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any, NoReturn
 
 from jaxinfer.errors import InputError, shown, shown_text
 from jaxinfer.host import process as ends
-from jaxinfer.host.links import GRACE, Link, Links
+from jaxinfer.host.links import ENDS_WITHIN, GRACE, Link, Links
 from jaxinfer.host.values import whole
 
 TIMEOUT = 120.0  # seconds that processes wait for each other at the beginning
@@ -29,8 +30,10 @@ HEARTBEAT = 3600  # seconds, JAX's own: `links` is faster, and JAX would abort
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_PROCESS_ID", "JAX_NUM_PROCESSES")
 OPTIONS = ("--coordinator", "--process", "--processes")
 KEY = "jaxinfer/links"
+RUNTIME_ERRORS = ("JaxRuntimeError", "XlaRuntimeError")  # such as a collective that another process has left
 
 _LINKS: list[Links] = []  # of this run, if it has several processes
+_STREAMS: dict[str, Any] = {}  # those of this process as they were
 
 
 @dataclass(frozen=True)
@@ -93,13 +96,14 @@ def start(
         raise InputError("the processes of a run are joined once")
     until = time.monotonic() + timeout
     _reach(place, timeout)
+    _STREAMS.update(stdout=sys.stdout, stderr=sys.stderr)
+    ends.AT_END.append(leave)
+    ends.AT_ERROR.append(settle)
     _join(place, until, timeout)
     links = Links(place.process, place.processes, patience, _end)
     _connect(links, place, until, timeout)
     _LINKS.append(links)
     _silence(place.process)
-    ends.AT_END.append(leave)
-    ends.AT_ERROR.append(settle)
     return True
 
 
@@ -148,6 +152,8 @@ def leave(code: int, message: str) -> str:
     with its number.
     """
     if not _LINKS:
+        if code and _STREAMS:  # JAX would wait for processes that have not come
+            _end(code, message)
         return message
     links = _LINKS[0]
     if code == 0:
@@ -158,7 +164,7 @@ def leave(code: int, message: str) -> str:
             with contextlib.suppress(Exception):
                 jax.distributed.shutdown()
             return message
-        code, message = 1, f"other processes have not ended {links.patience:g} s after process 0"
+        code, message = 1, f"other processes have not ended {ENDS_WITHIN:g} s after process 0"
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     told = links.failed(code, message)
@@ -172,11 +178,12 @@ def settle(error: BaseException) -> None:
     Otherwise tells the others about it.
     """
     if _LINKS:
-        time.sleep(GRACE / 2)
-        sys.stderr = _STREAMS.get("stderr", sys.stderr)
-        _LINKS[0].failed(1, shown_text(f"{type(error).__name__}: {' '.join(str(error).split())}", 300))
-        import traceback
-
+        time.sleep(GRACE)
+        line = shown_text(f"{type(error).__name__}: {' '.join(str(error).split())}", 300)
+        if type(error).__name__ in RUNTIME_ERRORS:
+            leave(1, line)
+        sys.stderr = _STREAMS["stderr"]
+        _LINKS[0].failed(1, line)
         traceback.print_exception(error, file=sys.stderr)
         _end(1, "")
 
@@ -222,7 +229,7 @@ def _reach(place: Place, timeout: float) -> None:
     """Wait for the coordinator to listen; as process 0 make sure that it can. Raises InputError."""
     host, port = _address(place.coordinator, OPTIONS[0])
     if place.process == 0:
-        with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as trial:
+        with socket.socket() as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 trial.bind(("", port))
@@ -301,7 +308,7 @@ def _connect(links: Links, place: Place, until: float, timeout: float) -> None:
 
 
 def _listening() -> socket.socket:
-    if socket.has_dualstack_ipv6():
+    with contextlib.suppress(OSError, ValueError):  # a machine without IPv6
         return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", 0))
 
@@ -319,12 +326,8 @@ def _accept(server: socket.socket, secret: str, links: Links) -> None:
     server.close()
 
 
-_STREAMS: dict[str, Any] = {}  # those of this process as they were
-
-
 def _silence(number: int) -> None:
     """Leave standard output to what process 0 itself prints: gloo prints there too. Others are silent."""
-    _STREAMS.update(stdout=sys.stdout, stderr=sys.stderr)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     if number:
@@ -339,7 +342,7 @@ def _silence(number: int) -> None:
 
 def _end(code: int, line: str) -> NoReturn:
     """Say a line and end this process at once: its other threads may wait for processes that are gone."""
-    sys.stderr = _STREAMS.get("stderr", sys.stderr)
+    sys.stderr = _STREAMS["stderr"]
     ends.say(line)
     os._exit(code)
 
