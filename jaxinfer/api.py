@@ -33,7 +33,7 @@ from jaxinfer.runtime.placed import PlacedModel
 from jaxinfer.runtime.request import Call, Options, default_policy, signed
 from jaxinfer.runtime.stats import Stats
 from jaxinfer.runtime.streaming import Stream
-from jaxinfer.sharding import Rules, Sharding, choices, rules_of, settled
+from jaxinfer.sharding import Rules, Sharding, across, choices, rules_of, settled
 from jaxinfer.weights.formats import FORMATS
 from jaxinfer.weights.layer_stack import MOST_VIEWS, for_cpu
 from jaxinfer.weights.quantize import format_of, quantize_in_place
@@ -113,6 +113,8 @@ class Model:
         most = {None: MOST_VIEWS, True: sys.maxsize, False: 0}[self.separate_layers]
         params = for_cpu(self.params, most) if in_views else self.params
         extras = {name: extra.placed if isinstance(extra, Model) else extra for name, extra in self.extras.items()}
+        if self.layout is not None:
+            extras = across.spread(extras, self.layout.mesh)
         return PlacedModel(self.network, params, self.layout, extras)
 
     def shard(self, mesh: jax.sharding.Mesh, rules: Rules | None = None) -> "Model":

@@ -14,7 +14,9 @@ except ModuleNotFoundError:
     raise SystemExit(2) from None
 
 import jaxinfer
+from jaxinfer.cli import processes
 from jaxinfer.host import interrupts
+from jaxinfer.host.processes import TIMEOUT
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -119,10 +121,20 @@ def library() -> Iterator[None]:
     if waiting:
         print(" " * len("loading JAX"), end="\r", file=sys.stderr, flush=True)
     interrupts.ready()
+    processes.begin()
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+def _version(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    coordinator: processes.Coordinator = None,
+    process: processes.Process = None,
+    n_processes: processes.Processes = None,
+    join_timeout: processes.JoinTimeout = TIMEOUT,
+) -> None:
+    asked = {"coordinator": coordinator, "process": process, "processes": n_processes, "timeout": join_timeout}
+    processes.ask(context.invoked_subcommand, asked)
     if version:
         typer.echo(f"jaxinfer {jaxinfer.__version__}")
         raise typer.Exit

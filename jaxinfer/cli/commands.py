@@ -215,6 +215,9 @@ def run(
     mesh: Mesh = None,
     pad_heads: PadHeads = False,
     plugin: Plugin = None,
+    on: Annotated[
+        str | None, typer.Option(help="Where rows are measured: ray or ray://HOST:PORT, a cluster; default: here.")
+    ] = None,
 ) -> int:
     """Measure what a config asks for, and write a table and a report.
 
@@ -225,7 +228,7 @@ def run(
     over = ["profile=true"] if profile else []
     over += [] if mesh is None else [f"mesh={mesh or repr(mesh)}"]
     over += ["pad_heads=true"] if pad_heads else []
-    return run_config(config, [*(arguments or []), *over], resume, plugin or ())
+    return run_config(config, [*(arguments or []), *over], resume, plugin or (), on=on)
 
 
 train = typer.Typer(no_args_is_help=True, help="Train small parts on a frozen model.")

@@ -34,11 +34,16 @@ class Experiment:
 
 
 def read(
-    path: str | Path, overrides: Sequence[str] = (), plugin_files: Sequence[str] = (), default: str = DEFAULT
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    plugin_files: Sequence[str] = (),
+    default: str = DEFAULT,
+    here: bool = True,
 ) -> Experiment:
     """Read and check a config of any kind. plugin_files: those of the command line, which run first.
 
-    default: the kind of a config that names none. Raises InputError, one line, for whatever cannot be.
+    default: the kind of a config that names none. here: whether it is measured on this machine, whose files and devices
+    are checked then. Raises InputError, one line, for whatever cannot be.
     """
     plugins.load(plugin_files, name="--plugin")
     data, origin = merge.read(path, list(overrides))
@@ -48,7 +53,8 @@ def read(
     data = spread.into_model(data, kind.config, origin)
     config = kind.read(data, origin) if kind.read else typed(kind.config, data, origin, heading.KEYS)
     check_name(config.name, origin)
-    kind.check(config)
+    if here:
+        kind.check(config)
     files = list(dict.fromkeys([*(str(Path(file).expanduser().resolve()) for file in plugin_files), *files]))
     above = {"kind": name} if files or name != DEFAULT else {}
     return Experiment(kind, config, above | ({"plugins": files} if files else {}))

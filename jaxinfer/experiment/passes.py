@@ -11,6 +11,7 @@ from typing import Any
 from jaxinfer.experiment.prepare import Ready, batches, seeds
 from jaxinfer.experiment.prompts import Prompt
 from jaxinfer.experiment.schema import DecodingSpec
+from jaxinfer.host import processes
 
 
 def measure(
@@ -63,7 +64,7 @@ def measure(
             others.append(beside(what))
         else:
             rates = [_mean(one, "decode_rate", _decode_seconds) for one in stats]
-            settled = agree(rates, base_rates, decoding.agree)
+            settled = processes.of_first(agree(rates, base_rates, decoding.agree))  # each has a clock of its own
     first = stats[0]
     return (
         {

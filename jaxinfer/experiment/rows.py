@@ -172,6 +172,20 @@ def _note(row: RowSpec | Point, run: Run) -> str:
     return f"compiling, and {'at most ' if decoding.agree else ''}{most}"
 
 
+def units(config: Experiment, items: Mapping[str, Any]) -> dict[str, Any]:
+    """Name by row what has to stay on one machine, where a row always takes turns with its own baseline.
+
+    Of a grid the rows of what is loaded once; where quality is asked for, all rows with the same reference.
+    """
+    if not config.axes:
+        return {name: "reference" if config.quality else name for name in items}
+    points = list(items.values())
+    if not config.quality:
+        return {point.name: session.key(point) for point in points}
+    found = ((point, grid.reference(point, points)) for point in points)
+    return {point.name: (first or point).name for point, first in found}
+
+
 def encode(model, prompts: tuple[Prompt, ...], config: Experiment) -> list[list[int]]:
     """Encode every prompt as token ids, with the chat template if the config asks for it.
 
@@ -209,6 +223,7 @@ ROWS = Kind(
     pages=pages,
     failure=lambda row: {"axes": dict(row.labels)} if isinstance(row, Point) else {},
     texts=session.texts,
+    units=units,
     key="name",
     unit="row",
     finished=finished.check,

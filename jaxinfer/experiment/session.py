@@ -54,13 +54,13 @@ class Session:
 
     def model(self, point: Point) -> Any:
         """Load the model of a point, or give it again. Others are let go, but for that of the point's reference."""
-        key, first = _key(point), grid.reference(point, self.points)
-        if key not in self.loaded:
-            keep = _key(first) if first is not None and self.config.quality else None
+        wanted, first = key(point), grid.reference(point, self.points)
+        if wanted not in self.loaded:
+            keep = key(first) if first is not None and self.config.quality else None
             for other in [one for one in self.loaded if one != keep]:
                 del self.loaded[other]
-            self.loaded[key] = _loaded(point, self.config)
-        return self.loaded[key]
+            self.loaded[wanted] = _loaded(point, self.config)
+        return self.loaded[wanted]
 
 
 def opened(config: Experiment, prompts: Prompts) -> Session:
@@ -96,7 +96,7 @@ def texts(config: Experiment, prompts: Prompts) -> Callable[[Mapping[str, Any]],
     return lambda row: [one.text for one in workloads.get(row.get("axes", {}).get("workload", ""), ())]
 
 
-def _key(point: Point) -> str:
+def key(point: Point) -> str:
     """Name what is loaded for a point."""
     return json.dumps([dataclasses.asdict(point.model), point.compress, point.mesh], sort_keys=True, default=str)
 
