@@ -2,11 +2,11 @@
 
     jaxinfer run configs/lossless_matrix.yaml [KEY=VALUE]... [--resume]
 
-What Greedy writes for a prompt alone, under Dense, is found once. Every method, policy and batch size then continues
-prompts of every family, and each row of each batch is compared with that. Batch "ragged" holds the beginnings of
-prompts, of very different lengths, and each of its rows ends at another limit. Where a row differs, the table says how
-far above the token that it has the logit of greedy's is: below about 1e-4 nats it is float32 that differs and not the
-method. Exit code 1 if any row differs.
+What Greedy writes for a prompt alone, under Dense on one device, is found once. Every method, policy, mesh and batch
+size then continues prompts of every family, and each row of each batch is compared with that. Batch "ragged" holds the
+beginnings of prompts, of very different lengths, and each of its rows ends at another limit. Where a row differs, the
+table says how far above the token that it has the logit of greedy's is: below about 1e-4 nats it is float32 that
+differs and not the method. Exit code 1 if any row differs.
 
 What methods need is made here: the draft model is the model without some layers in its middle, and has one itself;
 heads are fitted in closed form to greedy's texts, and multi-token-prediction modules are random.
@@ -15,6 +15,7 @@ An item is a text that Greedy writes, or a cell: with --resume a run goes on aft
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import time
@@ -35,6 +36,7 @@ from jaxinfer.experiment import kind as kinds
 from jaxinfer.experiment.merge import Origin
 from jaxinfer.experiment.prompts import Prompt, token_ids
 from jaxinfer.experiment.schema import PromptSpec
+from jaxinfer.experiment.spread import Spread
 from jaxinfer.heads import data, mtp, start
 from jaxinfer.host.values import FORBID_UNKNOWN_KEYS
 from jaxinfer.network.heads import frequent
@@ -43,8 +45,9 @@ from jaxinfer.runtime import compiled, scoring
 LENGTHS = (1, 2, 300, 5, 17, 250, 64, 40)  # tokens of the prompts in a ragged batch
 LIMITS = (64, 3, 48, 1, 33, 64, 17, 31)  # new tokens of its rows, at most
 
-KEYS = ("model", "policy", "method", "batch")  # of a cell
+KEYS = ("model", "mesh", "policy", "method", "batch")  # of a cell
 HEADS = {jaxinfer.Medusa: ("medusa", "hydra"), jaxinfer.Eagle: ("eagle",), jaxinfer.MTP: ("mtp",)}
+ALONE = "one device"
 WINDOW = 256  # tokens: what heads are fitted to is cut into so many
 
 Row = tuple[list[int], int]  # a prompt, and how many new tokens
@@ -61,6 +64,7 @@ class Config:
     methods: dict[str, str | dict[str, Any]]
     prompts: PromptSpec = field(default_factory=PromptSpec)
     policies: tuple[str, ...] = ("dense", "window")
+    meshes: tuple[str | dict[str, int | bool] | None, ...] = (None,)  # null: one device
     batches: tuple[int | Literal["ragged"], ...] = (1, 3, 8, "ragged")
     texts: int | None = None  # a cell has as many batches as so many texts take; null: as all prompts take
     longest: int | None = None  # tokens of a prompt in a batch of 8 rows or more
@@ -71,7 +75,7 @@ class Config:
 
     def check(self) -> None:
         """Raise InputError for what cannot be compared."""
-        for key in ("models", "methods", "policies", "batches"):
+        for key in ("models", "methods", "policies", "meshes", "batches"):
             if not getattr(self, key):
                 raise InputError(f"{key}: is empty")
         for policy in self.policies:
@@ -85,7 +89,22 @@ class Config:
         for key in ("texts", "longest", "max_new_tokens"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise InputError(f"{key}={getattr(self, key)} must be at least 1")
+        for one in self.spreads.values():
+            if one is not None:
+                one.mesh()
         methods_of(self)
+
+    @property
+    def spreads(self) -> dict[str, Spread | None]:
+        """Give the meshes by name. Raises InputError for one that cannot be."""
+        found: dict[str, Spread | None] = {}
+        for number, given in enumerate(self.meshes):
+            try:
+                one = None if given is None else Spread.of(given)
+            except InputError as error:
+                raise InputError(f"meshes.{number}: {error}") from None
+            found[ALONE if one is None else str(one)] = one
+        return found
 
 
 def methods_of(config: Config) -> Methods:
@@ -148,9 +167,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Cell:
-    """A method under a policy, in batches of one size. first: the prompt that they begin with."""
+    """A method under a policy on a mesh, in batches of one size. first: the prompt that they begin with."""
 
     model: str
+    mesh: str
     policy: str
     method: str
     batch: int | str
@@ -170,10 +190,11 @@ def items(config: Config, prompts: Sequence[Prompt]) -> dict[str, Text | Cell]:
         for (number, cut), limit in limits.items():
             part = "" if cut is None else f", {cut} tokens of it"
             found[f"{model}: greedy's text of prompt {number}{part}"] = Text(model, (number, cut), limit)
-        for policy in config.policies:
+        for mesh, policy in itertools.product(config.spreads, config.policies):
+            where = policy if mesh == ALONE else f"{mesh}, {policy}"
             for first, name in enumerate(methods):
                 for batch in config.batches:
-                    found[f"{model}, {policy}, batch {batch}, {name}"] = Cell(model, policy, name, batch, first)
+                    found[f"{model}, {where}, batch {batch}, {name}"] = Cell(model, mesh, policy, name, batch, first)
     return found
 
 
@@ -253,7 +274,7 @@ class Bench:
 
     def __init__(self, config: Config, prompts: Sequence[Prompt]):
         self.config, self.prompts, self.methods = config, in_turn(prompts), methods_of(config)
-        self.source, self.method = "", ""
+        self.source, self.method = "", ("", "")
         self.equipment: Equipment | None = None
 
     def load(self, source: str) -> None:
@@ -263,18 +284,21 @@ class Bench:
         self.model = jaxinfer.load(source, dtype="float32")
         if self.model.tokenizer is None:
             raise InputError(f"models: {source!r} has no tokenizer")
-        self.source, self.method, self.equipment = source, "", None
+        self.source, self.method, self.equipment = source, ("", ""), None
         self.texts = [token_ids(self.model, prompt, self.config.prompts.chat) for prompt in self.prompts]
 
-    def equipped(self, name: str, known: dict[str, list[int]]) -> tuple[jaxinfer.Model, Any]:
-        """Give the model for a method, and the method for the model, made of the texts that are known."""
+    def equipped(self, name: str, mesh: str, known: dict[str, list[int]]) -> tuple[jaxinfer.Model, Any]:
+        """Give the model for a method on a mesh, and the method for the model, made of the texts that are known."""
         if self.equipment is None:
             texts = [[*json.loads(prompt), *tokens] for prompt, tokens in known.items()]
             self.equipment = Equipment(self.model, texts)
-        if self.method not in ("", name):
+        if self.method != (name, mesh):
             compiled.clear()  # each takes memory, and no other method runs them
-        self.method = name
-        return self.equipment.of(*self.methods[name])
+            self.method = name, mesh
+            model, method = self.equipment.of(*self.methods[name])
+            over = self.config.spreads[mesh]
+            self.ready = (model if over is None else over.over(model)), method
+        return self.ready
 
 
 def measure(item: Text | Cell, run: Run) -> kinds.Row:
@@ -287,8 +311,8 @@ def measure(item: Text | Cell, run: Run) -> kinds.Row:
         prompt = bench.texts[number][:cut]
         return {"model": item.model, "greedy": json.dumps(prompt), "tokens": greedy(bench.model, prompt, item, known)}
     batches = batches_of(run.config, item.batch, bench.texts, item.first)
-    model, method = bench.equipped(item.method, known)
-    cell = {"model": item.model, "policy": item.policy, "method": item.method, "batch": item.batch}
+    model, method = bench.equipped(item.method, item.mesh, known)
+    cell = {"model": item.model, "mesh": item.mesh, "policy": item.policy, "method": item.method, "batch": item.batch}
     found = cell | one_cell(model, method, item.policy, batches, known)
     run.say(f"{shown(found)} in {found['seconds']} s")
     return found
@@ -309,14 +333,14 @@ def cells_of(rows: Sequence[kinds.Row]) -> list[kinds.Row]:
 
 
 def table(rows: Sequence[kinds.Row]) -> Table:
-    """Tabulate a row for each model, policy and method; by batch size how many rows are greedy's, and tokens a step."""
+    """Tabulate for each model, mesh, policy and method, by batch size, the rows that are greedy's, tokens a step."""
     cells = {tuple(row[key] for key in KEYS): row for row in cells_of(rows)}
     batches = list(dict.fromkeys(key[-1] for key in cells))
     lines = []
     for row in dict.fromkeys(key[:-1] for key in cells):
         found = [cells.get((*row, batch)) for batch in batches]
         lines.append((*row, *("-" if cell is None else shown(cell) for cell in found)))
-    return Table(("model", "policy", "method", *(f"batch {batch}" for batch in batches)), tuple(lines))
+    return Table((*KEYS[:-1], *(f"batch {batch}" for batch in batches)), tuple(lines))
 
 
 def shown(cell: kinds.Row) -> str:

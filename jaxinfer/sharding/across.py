@@ -33,13 +33,11 @@ def readable(x: jax.Array) -> jax.Array:
     return x if not _is_apart(x) else jax.numpy.asarray(fetch(x))
 
 
-def spread(tree: Any, mesh: Mesh | None) -> Any:
-    """Put the arrays of a tree that lie on this process alone on every device of a mesh of several processes."""
-    if mesh is None or NamedSharding(mesh, PartitionSpec()).is_fully_addressable:
-        return tree
-    whole = NamedSharding(mesh, PartitionSpec())
-    is_here = lambda x: isinstance(x, jax.Array) and x.is_fully_addressable  # noqa: E731
-    return jax.tree.map(lambda x: put(x, whole) if is_here(x) else x, tree)
+def spread(tree: Any, mesh: Mesh) -> Any:
+    """Put the arrays of a tree that lie elsewhere, on one device for instance, on every device of a mesh."""
+    whole, devices = NamedSharding(mesh, PartitionSpec()), set(mesh.devices.flat)
+    is_elsewhere = lambda x: isinstance(x, jax.Array) and x.sharding.device_set != devices  # noqa: E731
+    return jax.tree.map(lambda x: put(x, whole) if is_elsewhere(x) else x, tree)
 
 
 def _is_apart(x: Any) -> bool:

@@ -103,6 +103,15 @@ def test_a_method_that_lies_is_found_and_an_interrupted_run_goes_on(
     assert [cell["wrong"] for cell in again] == [cell["wrong"] for cell in cells]
 
 
+def test_a_mesh_is_a_column_and_its_texts_are_those_of_one_device(script, tmp_path, loads):
+    meshes = 'meshes=[null,"data=1,tensor=1"]'
+    code, cells, texts = run(script, tmp_path, {"lookup": "lookup"}, "batches=[3]", meshes)
+    assert (code, len(texts)) == (0, 3)
+    assert [(cell["mesh"], cell["wrong"]) for cell in cells] == [("one device", []), ("data=1,tensor=1", [])]
+    (folder,) = tmp_path.iterdir()
+    assert "| tiny  | data=1,tensor=1 | window | lookup |" in (folder / "table.md").read_text()
+
+
 def test_the_config_covers_every_lossless_method_and_each_batch_every_family(script):
     config = kinds.read(CONFIG).config
     methods = script.methods_of(config)
@@ -124,6 +133,7 @@ def test_the_config_covers_every_lossless_method_and_each_batch_every_family(scr
     [
         ("policies=[quantized]", "policies: 'quantized' rounds keys and values"),
         ("policies=[nothing]", "'nothing' is no policy; valid: dense, "),
+        ("meshes=[{dta: 2}]", "meshes.0: a mesh has no axis 'dta'; nearest: 'data'"),
         ("batches=[0]", "batches: 0 must be a whole number from 1, or 'ragged'"),
         ("texts=0", "texts=0 must be at least 1"),
         ("methods.tree.lenience=0.5", "methods.tree: .* is lossy"),
