@@ -13,10 +13,12 @@ from jaxinfer.cli.app import (
     IncludeStop,
     JsonSchema,
     MaxNewTokens,
+    Mesh,
     Method,
     MinNewTokens,
     Model,
     Ngram,
+    PadHeads,
     Plugin,
     Policy,
     Profile,
@@ -47,6 +49,8 @@ def generate(
     dtype: Dtype = None,
     weights: Weights = None,
     tokenizer: TokenizerPath = None,
+    mesh: Mesh = None,
+    pad_heads: PadHeads = False,
     chat: Annotated[bool | None, typer.Option(help="Wrap it in the chat template; default: if there is one.")] = None,
     system: System = None,
     template_var: TemplateVar = None,
@@ -76,6 +80,7 @@ def generate(
     """Continue or answer TEXT. The answer goes to standard output, a line of figures to standard error."""
     with library():
         from jaxinfer.cli import conversation, options
+        from jaxinfer.experiment import spread
         from jaxinfer.experiment.progress import load_model
     plugins.load(plugin or (), name="--plugin")
     settings = options.options(
@@ -97,7 +102,7 @@ def generate(
     }
     template = options.template_options(template_var, tools)
     text = options.read_prompt(text)
-    loaded = load_model(model, dtype, weights, draft, tokenizer)
+    loaded = load_model(model, dtype, weights, draft, tokenizer, spread.of_options(mesh, pad_heads))
     prompt = options.encode_prompt(loaded, text, chat, system, template)
     settings |= options.constraint(loaded, regex, json_schema)
     with options.profiled(profile):
@@ -117,6 +122,8 @@ def chat(
     dtype: Dtype = None,
     weights: Weights = None,
     tokenizer: TokenizerPath = None,
+    mesh: Mesh = None,
+    pad_heads: PadHeads = False,
     system: System = None,
     template_var: TemplateVar = None,
     tools: Tools = None,
@@ -133,13 +140,15 @@ def chat(
     """Talk to a model, turn by turn. /reset, /exit, /help; Ctrl-C stops an answer."""
     with library():
         from jaxinfer.cli import conversation, options
+        from jaxinfer.experiment import spread
         from jaxinfer.experiment.progress import load_model
     plugins.load(plugin or (), name="--plugin")
     method = method or (draft and "speculative")
     settings = options.options(method, {"width": width, "ngram": ngram}, policy, None, sampling)
     settings |= {"max_new_tokens": max_new_tokens, "seed": seed}
     template = options.template_options(template_var, tools)
-    conversation.chat(load_model(model, dtype, weights, draft, tokenizer), system, settings, template)
+    loaded = load_model(model, dtype, weights, draft, tokenizer, spread.of_options(mesh, pad_heads))
+    conversation.chat(loaded, system, settings, template)
 
 
 @app.command("eval")
@@ -151,6 +160,8 @@ def evaluate(
     dtype: Dtype = None,
     weights: Weights = None,
     tokenizer: TokenizerPath = None,
+    mesh: Mesh = None,
+    pad_heads: PadHeads = False,
     window: Annotated[int, typer.Option(help="Tokens in a window.")] = 2048,
     max_windows: Annotated[int | None, typer.Option(help="Only the first so many windows.")] = None,
     stride: Annotated[
@@ -168,15 +179,18 @@ def evaluate(
 
     with library():
         from jaxinfer.cli import evaluate as evaluation
+        from jaxinfer.experiment import spread
     plugins.load(plugin or (), name="--plugin")
     if (text is None) == (task is None):
         raise typer.BadParameter("give one of --text and --task")
+    over = spread.of_options(mesh, pad_heads)
     if task is not None:
-        typer.echo(evaluation.task(model, dtype, weights, task, limit, policy, tokenizer))
+        typer.echo(evaluation.task(model, dtype, weights, task, limit, policy, tokenizer, over))
         return
     assert text is not None
     start = time.perf_counter()
-    result = evaluation.perplexity(model, dtype, weights, text, window, max_windows, policy, stride, bos, tokenizer)
+    how = (window, max_windows, policy, stride, bos, tokenizer, over)
+    result = evaluation.perplexity(model, dtype, weights, text, *how)
     seconds = time.perf_counter() - start
     typer.echo(
         f"perplexity {result.value:.4f}, {result.windows} {result.protocol}, {result.tokens} tokens, "
@@ -195,7 +209,15 @@ def run(
         bool,
         typer.Option("--resume", help="Skip what is done: in the run folder given next, else in the newest."),
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="A trace of every row for XProf and TensorBoard, in the run folder.")
+    ] = False,
+    mesh: Mesh = None,
+    pad_heads: PadHeads = False,
     plugin: Plugin = None,
+    on: Annotated[
+        str | None, typer.Option(help="Where rows are measured: ray or ray://HOST:PORT, a cluster; default: here.")
+    ] = None,
 ) -> int:
     """Measure what a config asks for, and write a table and a report.
 
@@ -203,7 +225,10 @@ def run(
     """
     with library():
         from jaxinfer.experiment.command import run_config
-    return run_config(config, arguments or [], resume, plugin or ())
+    over = ["profile=true"] if profile else []
+    over += [] if mesh is None else [f"mesh={mesh or repr(mesh)}"]
+    over += ["pad_heads=true"] if pad_heads else []
+    return run_config(config, [*(arguments or []), *over], resume, plugin or (), on=on)
 
 
 train = typer.Typer(no_args_is_help=True, help="Train small parts on a frozen model.")

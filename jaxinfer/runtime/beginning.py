@@ -17,6 +17,7 @@ from jaxinfer.decoding.contract import Companion, Context, DecodeMethod, DecodeS
 from jaxinfer.decoding.sampling.settings import bucket
 from jaxinfer.runtime.placed import PlacedModel
 from jaxinfer.runtime.prefill import hidden, nothing
+from jaxinfer.sharding import across
 
 SMALLEST_BUFFER = 128  # tokens: prompts and limits that fit in the same power of two share a program
 STOP_SLOTS = 8
@@ -127,6 +128,8 @@ def with_own(
     ctx = Context(placed.params, {**reading.extras, **seen}, placed.model)
     held = method.hold(ctx, state)
     aux = jax.tree.map(jnp.copy, method.init(ctx, state))  # it may be made of parts of the state, which are donated
+    if placed.layout is not None:
+        aux, held = across.spread((aux, held), placed.layout.mesh)
     return dataclasses.replace(state, aux=aux, held=held)
 
 

@@ -86,7 +86,7 @@ class PlacedModel:
         return any(k.rope and k.rope.scaling and k.rope.scaling.follows_length for k in self.model.cfg.kinds)
 
     def _gathered(self, cache: Cache, rows: np.ndarray) -> Cache:
-        return self._placed(_gathered(cache, jnp.asarray(rows)))
+        return self._placed(_gathered(cache, rows))
 
     def _placed(self, cache: Cache) -> Cache:
         if self.layout is None:

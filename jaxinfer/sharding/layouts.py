@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from jaxinfer.sharding import across
 from jaxinfer.sharding.rules import DATA_TENSOR, Axes, Rules
 
 FEW_TOKENS = 64
@@ -29,7 +30,7 @@ class Sharding:
 
     def place(self, x, axes: Axes, at_rest: bool = False) -> jax.Array:
         """Lay an array out."""
-        return jax.device_put(x, self.of(axes, x.shape, at_rest))
+        return across.put(x, self.of(axes, x.shape, at_rest))
 
     def size(self, axis: str) -> int:
         """Count the devices along an axis of the mesh; 1 if it has none of that name."""
