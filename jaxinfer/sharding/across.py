@@ -34,12 +34,12 @@ def readable(x: jax.Array) -> jax.Array:
 
 
 def spread(tree: Any, mesh: Mesh | None) -> Any:
-    """Put the arrays of a tree that lie on this process alone on every device of a mesh of several processes."""
-    if mesh is None or NamedSharding(mesh, PartitionSpec()).is_fully_addressable:
+    """Put the arrays of a tree that lie on this process or one device alone on every device of a mesh."""
+    if mesh is None:
         return tree
-    whole = NamedSharding(mesh, PartitionSpec())
-    is_here = lambda x: isinstance(x, jax.Array) and x.is_fully_addressable  # noqa: E731
-    return jax.tree.map(lambda x: put(x, whole) if is_here(x) else x, tree)
+    whole, devices = NamedSharding(mesh, PartitionSpec()), {*mesh.devices.flat}
+    is_elsewhere = lambda x: isinstance(x, jax.Array) and x.sharding.device_set != devices  # noqa: E731
+    return jax.tree.map(lambda x: put(x, whole) if is_elsewhere(x) else x, tree)
 
 
 def _is_apart(x: Any) -> bool:

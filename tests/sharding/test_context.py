@@ -170,34 +170,34 @@ assert len(jax.devices()) == 8
 enable_compilation_cache()
 local, whole = LayerKind("local", Rope(10_000.0), window=150), LayerKind("global", Rope(1_000_000.0))
 gemma = ModelConfig(
-    "gemma3", 96, 32, 64, 4, 2, 8, (Segment((local, whole), 2),), 1024, norm_eps=1e-6, activation="gelu_tanh",
+    "gemma3", 96, 32, 64, 4, 2, 8, (Segment((local, whole), 1),), 1024, norm_eps=1e-6, activation="gelu_tanh",
     qk_norm="head", post_norms=True, embed_scale=32**0.5, query_scale=0.3,
 )
 rng = np.random.default_rng(0)
 prompts = [rng.integers(0, 96, n).tolist() for n in (270, 3, 7, 131)]
 model = Model.random(gemma, seed=1)
 GRID = {
-    "context=8": ((Greedy(), Window()), (Greedy(), Paged(block=32))),
-    "data=2,context=4": (
-        (Greedy(), Dense()),
-        (Lookup(width=4), Window()),
-        (Recycling(), Quantized()),
-        (Beam(beams=2), Dense()),
-    ),
-    "context=2,tensor=2,data=2": ((Greedy(), Window()), (Lookup(width=4), Paged(block=16, format="int8"))),
+    "context=8": ((Greedy(), Window()),),
+    "data=2,context=4": ((Lookup(width=4), Dense()), (Recycling(width=8), Quantized()), (Beam(beams=2), Dense())),
+    "context=2,tensor=2,data=2": ((Greedy(), Window()), (Lookup(width=4), Paged(block=16))),
 }
+NEW = 24, 17  # the second call passes in what the first has compiled
 expected = {}
 def tokens(where, method, policy, new):
     return where.generate(prompts, max_new_tokens=new, method=method, policy=policy).tokens
+def of_one(method, policy, new):
+    case = method if isinstance(method, Beam) else Greedy(), policy if isinstance(policy, Quantized) else Window(), new
+    if case not in expected:
+        expected[case] = tokens(model, *case)
+    return expected[case]
+given = np.array([prompts[0][:200], prompts[0][-200:]])
+logits = np.asarray(model.logits(given))
 for shape, rows in GRID.items():
     spread = model.shard(MeshShape.of(shape).on())
     for method, policy in rows:
-        for new in (24, 17):  # the second call passes in what the first has compiled
-            case = method, policy, new
-            expected[case] = expected.get(case) or tokens(model, *case)
-            assert tokens(spread, *case) == expected[case], (shape, case)
-    given = np.array([prompts[0], prompts[0][::-1]])
-    error = np.abs(np.asarray(spread.logits(given)) - np.asarray(model.logits(given))).max()
+        for new in NEW:
+            assert tokens(spread, method, policy, new) == of_one(method, policy, new), (shape, method, policy, new)
+    error = np.abs(np.asarray(spread.logits(given)) - logits).max()
     assert error < 1e-5, (shape, error)
 
 # Each device holds every fourth token, in order, and none more; a cache is made where it is to lie.
@@ -206,7 +206,7 @@ lengths, ends = np.array([len(p) for p in prompts]), np.array([len(p) + 8 for p 
 given = np.zeros((4, 512), np.int32)
 for row, prompt in enumerate(prompts):
     given[row, : len(prompt)] = prompt
-for policy in (Dense(), Window()):
+for policy in (Window(),):
     mine, _, _ = spread.placed.read(policy, given, lengths, ends)
     one, _, _ = model.placed.read(policy, given, lengths, ends)
     for name, store in mine.stores.items():
@@ -236,9 +236,8 @@ for policy in (Dense(), Window()):
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     three = model.shard(MeshShape.of("context=3").on())
-    assert tokens(three, Greedy(), Paged(block=16), 9) == tokens(model, Greedy(), Paged(block=16), 9)
+    assert tokens(three, Greedy(), Paged(block=16), 17) == of_one(Greedy(), Window(), 17)
 assert any("policy Paged: blocks of 16 slots of local layers do not divide over the 3" in str(w.message) for w in said)
-assert tokens(three, Greedy(), Dense(), 9) == tokens(model, Greedy(), Dense(), 9)
 print("equal")
 """
 
