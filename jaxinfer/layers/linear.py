@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxinfer.sharding import choices
+from jaxinfer.sharding import choices, layouts
 from jaxinfer.weights import elementwise_products
 from jaxinfer.weights.bfloat16_bits import WithBits
 from jaxinfer.weights.layer_stack import parameter, with_layer
@@ -27,6 +27,8 @@ def matmul(
     With `layer` i32[], the kernel is a stack [L, *out, *in] of which that one is used.
     """
     lead, outer, inner = x.shape[: x.ndim - n_in], shape[:-n_in], shape[-n_in:]
+    if len(lead) == 2 and layouts.token_axis(lead[1]):  # which could not be split as part of one long axis of rows
+        return jax.vmap(lambda one: matmul(one, kernel, shape, n_in, layer))(x)
     rows, n_out, width = math.prod(lead), math.prod(outer), math.prod(inner)
     if is_quantized(kernel):
         y = kernel.format.product(x.reshape(rows, width), kernel, n_out, rows <= FEW_ROWS, layer)

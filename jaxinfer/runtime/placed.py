@@ -20,7 +20,7 @@ from jaxinfer.decoding.sampling.settings import bucket
 from jaxinfer.network.transformer import Transformer
 from jaxinfer.runtime.compiled import program
 from jaxinfer.runtime.prefill import Give, nothing, prefill
-from jaxinfer.sharding import Sharding, choices, use
+from jaxinfer.sharding import Sharding, across, choices, use
 
 LARGEST_CHUNK = 512  # tokens of a row that one prefill call takes; on a CPU, of all rows
 SMALLEST_CHUNK = 16
@@ -91,7 +91,7 @@ class PlacedModel:
     def _placed(self, cache: Cache) -> Cache:
         if self.layout is None:
             return cache
-        return jax.tree.map(jax.device_put, cache, _layouts(cache, self.layout))
+        return jax.tree.map(across.put, cache, _layouts(cache, self.layout))
 
     def prefill(
         self, cache: Cache, tokens: np.ndarray, n: np.ndarray, give: Give = nothing

@@ -43,7 +43,8 @@ import itertools
 import jax, jax.numpy as jnp, numpy as np
 from jaxinfer import sharding
 from jaxinfer.cache.codes import dequantize, quantize
-from jaxinfer.cache.store import Store, causal, extent, write
+from jaxinfer import Dense
+from jaxinfer.cache.store import Cache, Store, causal, extent, reorder, write
 from jaxinfer.config import LayerKind
 from jaxinfer.kernels import dispatch
 from jaxinfer.kernels.attention import attend
@@ -102,8 +103,6 @@ for name, (mesh, (n, k_heads), tokens, window, scoring, more) in CASES.items():
     if scoring.value_width:
         v, store = v[..., :0], store.replace(v=store.v[..., :0])
     tree = trees(batch, tokens) if more == "tree" else None
-    if scoring.slopes is not None and n != 8:
-        raise AssertionError
     visible = partial(causal, LayerKind(window=window))
 
     def run(q, k, v, tree, store, ahead, q_pos):
@@ -114,9 +113,9 @@ for name, (mesh, (n, k_heads), tokens, window, scoring, more) in CASES.items():
     with dispatch.use("reference"):
         expected = np.asarray(jax.jit(lambda *x: run(*x))(*args))
     for kernel, options in TIMES.items():
-        if kernel == "pallas" and scoring.value_width:
+        if kernel == "reference" and name not in ("a step", "a prompt"):
             continue
-        if kernel == "reference" and name not in ("a step", "a prompt", "a tree"):
+        if kernel == "pallas" and name not in ("a step", "8 bits", "a tree", "a prompt"):
             continue
         def on_mesh(*x):
             with sharding.use(layout):
@@ -154,6 +153,19 @@ for mesh, width, take, in_turn in (
     written = (np.asarray(one.pos) >= 0)[None, :, None, :, None]
     for a, b in ((many.k, one.k), (many.v, one.v)):
         assert (np.where(written, np.asarray(a)[:, :, :, moved], 0) == np.where(written, b, 0)).all(), mesh
+
+# Beams go on from others, on whatever device those are.
+layout = sharding.Sharding(*(lambda s: (s.on(), s.rules))(sharding.MeshShape.of("data=2,context=4")))
+store, rows = store_of(4, 2, 1024, 16, (0, 3, 700, 5)), jnp.array([2, 2, 0, 3])
+cache = Cache({"all": store}, length=jnp.array([0, 3, 700, 5]), aux=None, policy=Dense())
+def on_mesh(cache, rows):
+    with sharding.use(layout):
+        return reorder(cache, rows)
+found = jax.jit(on_mesh)(cache, rows)
+seen = np.asarray(store.pos)[rows] >= 0
+assert (np.asarray(found.stores["all"].pos) == np.asarray(store.pos)[rows]).all()
+a, b = (np.where(seen[None, :, None, :, None], x, 0) for x in (found.stores["all"].k, np.asarray(store.k)[:, rows]))
+assert (a == b).all()
 print("equal")
 """
 
@@ -161,84 +173,61 @@ print("equal")
 TOKENS = """
 import warnings
 import jax, numpy as np
-from jaxinfer import Beam, Dense, Greedy, LayerKind, Lookup, Model, ModelConfig, Paged, Quantized, Recycling, Segment
-from jaxinfer import Window
+from jaxinfer import Dense, Greedy, LayerKind, Lookup, Model, ModelConfig, Paged, Quantized, Recycling, Segment, Window
 from jaxinfer.config import Rope
 from jaxinfer.runtime.compiled import enable_compilation_cache
 from jaxinfer.sharding import MeshShape
 assert len(jax.devices()) == 8
 enable_compilation_cache()
-local, whole = LayerKind("local", Rope(10_000.0), window=150), LayerKind("global", Rope(1_000_000.0))
+local, whole = LayerKind("local", Rope(10_000.0), window=20), LayerKind("global", Rope(1_000_000.0))
 gemma = ModelConfig(
-    "gemma3", 96, 32, 64, 4, 2, 8, (Segment((local, whole), 2),), 1024, norm_eps=1e-6, activation="gelu_tanh",
+    "gemma3", 96, 32, 64, 4, 2, 8, (Segment((local, whole), 1),), 1024, norm_eps=1e-6, activation="gelu_tanh",
     qk_norm="head", post_norms=True, embed_scale=32**0.5, query_scale=0.3,
 )
 rng = np.random.default_rng(0)
-prompts = [rng.integers(0, 96, n).tolist() for n in (270, 3, 7, 131)]
+long, short = ([rng.integers(0, 96, n).tolist() for n in lengths] for lengths in ((270, 3, 7, 131), (50, 3, 7, 31)))
 model = Model.random(gemma, seed=1)
-GRID = {
-    "context=8": ((Greedy(), Window()), (Greedy(), Paged(block=32))),
-    "data=2,context=4": (
-        (Greedy(), Dense()),
-        (Lookup(width=4), Window()),
-        (Recycling(), Quantized()),
-        (Beam(beams=2), Dense()),
-    ),
-    "context=2,tensor=2,data=2": ((Greedy(), Window()), (Lookup(width=4), Paged(block=16, format="int8"))),
-}
-expected = {}
-def tokens(where, method, policy, new):
-    return where.generate(prompts, max_new_tokens=new, method=method, policy=policy).tokens
-for shape, rows in GRID.items():
+CASES = (
+    ("context=8", long, Greedy(), Window()),
+    ("data=2,context=4", short, Recycling(width=8), Quantized()),
+    ("context=2,tensor=2,data=2", short, Lookup(width=4), Dense()),
+    ("data=2,context=4", short, Greedy(), Paged(block=16)),
+)
+NEW = 24, 17  # the second call passes in what the first has compiled
+def of_one(prompts, policy, new):
+    exact = policy if isinstance(policy, Quantized) else Window()
+    return model.generate(prompts, max_new_tokens=new, policy=exact).tokens
+for shape, prompts, method, policy in CASES:
     spread = model.shard(MeshShape.of(shape).on())
-    for method, policy in rows:
-        for new in (24, 17):  # the second call passes in what the first has compiled
-            case = method, policy, new
-            expected[case] = expected.get(case) or tokens(model, *case)
-            assert tokens(spread, *case) == expected[case], (shape, case)
-    given = np.array([prompts[0], prompts[0][::-1]])
-    error = np.abs(np.asarray(spread.logits(given)) - np.asarray(model.logits(given))).max()
-    assert error < 1e-5, (shape, error)
+    for new in NEW:
+        found = spread.generate(prompts, max_new_tokens=new, method=method, policy=policy).tokens
+        assert found == of_one(prompts, policy, new), (shape, method, policy, new)
+given = np.array([long[0][:200], long[0][-200:]])
+error = np.abs(np.asarray(spread.logits(given)) - np.asarray(model.logits(given))).max()
+assert error < 1e-5, error
 
-# Each device holds every fourth token, in order, and none more; a cache is made where it is to lie.
-spread = model.shard(MeshShape.of("data=2,context=4").on())
-lengths, ends = np.array([len(p) for p in prompts]), np.array([len(p) + 8 for p in prompts])
-given = np.zeros((4, 512), np.int32)
-for row, prompt in enumerate(prompts):
-    given[row, : len(prompt)] = prompt
-for policy in (Dense(), Window()):
-    mine, _, _ = spread.placed.read(policy, given, lengths, ends)
-    one, _, _ = model.placed.read(policy, given, lengths, ends)
-    for name, store in mine.stores.items():
-        slots = store.pos.shape[1]
-        assert slots % 512 == 0, slots
-        for shard in store.pos.addressable_shards:
-            rows, columns = shard.index
-            device, own = columns.start // (slots // 4), np.arange(slots // 4) * 4 + columns.start // (slots // 4)
-            for row, pos in zip(range(4)[rows], np.asarray(shard.data), strict=True):
-                held = one.stores[name].pos.shape[1]
-                last = lengths[row] - 1
-                ring = slots if policy == Window() and name == "local" else 1 << 20
-                want = np.where(own < last, own, -1) if last <= ring else pos
-                assert (pos == want).all(), (policy, name, row, device, pos[:8], want[:8])
-        k = np.asarray(store.k)
-        for row, last in enumerate(lengths - 1):
-            theirs = {p: s for s, p in enumerate(np.asarray(one.stores[name].pos)[row]) if p >= 0}
-            here = {p: s for s, p in enumerate(np.asarray(store.pos)[row]) if p >= 0}
-            assert set(theirs) <= set(here), (policy, name, row)
-            at = sorted(theirs)
-            a = k[:, row][:, :, [here[p] for p in at]]
-            b = np.asarray(one.stores[name].k)[:, row][:, :, [theirs[p] for p in at]]
-            assert np.abs(a - b).max(initial=0) < 1e-5, (policy, name, row)
-        assert store.k.addressable_shards[0].data.shape[3] == slots // 4
+# Each device holds every eighth token, in order, and none more: of a ring those of the last round, over those before.
+spread = model.shard(MeshShape.of("context=8").on())
+lengths = np.array([len(p) for p in long])
+tokens = np.zeros((4, 512), np.int32)
+for row, prompt in enumerate(long):
+    tokens[row, : len(prompt)] = prompt
+cache, _, _ = spread.placed.read(Window(), tokens, lengths, lengths + 8)
+for name, store in cache.stores.items():
+    slots = store.pos.shape[1]
+    assert slots == 1024
+    assert {shard.data.shape for shard in store.k.addressable_shards} == {(1, 4, 2, 128, 8)}
+    for shard in store.pos.addressable_shards:
+        own = np.arange(128) * 8 + shard.index[1].start // 128
+        assert (np.asarray(shard.data) == np.where(own < lengths[:, None] - 1, own, -1)).all(), (name, shard.index)
 
 # Slots that the mesh does not divide are on every device, which is said.
+three = model.shard(MeshShape.of("context=3").on())
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
-    three = model.shard(MeshShape.of("context=3").on())
-    assert tokens(three, Greedy(), Paged(block=16), 9) == tokens(model, Greedy(), Paged(block=16), 9)
+    cache = three.placed.empty_cache(Paged(block=16), lengths, 512)
 assert any("policy Paged: blocks of 16 slots of local layers do not divide over the 3" in str(w.message) for w in said)
-assert tokens(three, Greedy(), Dense(), 9) == tokens(model, Greedy(), Dense(), 9)
+assert cache.stores["local"].k.is_fully_replicated
 print("equal")
 """
 
@@ -250,9 +239,9 @@ from jaxinfer import Dense, Greedy, LayerKind, Model, ModelConfig, Segment
 from jaxinfer.analysis.hlo import programs
 from jaxinfer.sharding import MeshShape
 assert len(jax.devices()) == 8
-L, K, G, H, B, C = 3, 2, 2, 16, 2, 8
+L, K, G, H, B, C = 2, 2, 2, 16, 2, 4
 model = Model.random(ModelConfig("llama", 96, 32, 64, K * G, K, H, (Segment((LayerKind(),), L),), 4096))
-spread = model.shard(MeshShape.of("context=8").on())
+spread = model.shard(MeshShape.of("context=4").on())
 found = programs(spread, 257, batch=B, policy=Dense(), method=Greedy(), max_new_tokens=1000)
 
 def moved(program):
@@ -295,15 +284,16 @@ from jaxinfer.sharding import MeshShape
 assert len(jax.devices()) == 8
 enable_compilation_cache()
 model = jaxinfer.load("smollm2-135m", dtype="float32")
-prompts = ["The capital of France is", "Once upon a time there was a fox who wanted to " * 12]
-expected = model.generate(prompts, max_new_tokens=8)
+prompts = ["Once upon a time there was a fox who wanted to " * 9, "The capital of France is"]
 spread = model.shard(MeshShape.of("context=4").on())
-found = spread.generate(prompts, max_new_tokens=8)
-assert found.tokens == expected.tokens, (found.texts, expected.texts)
-given = np.array([model.encode(prompts[1])[:128]])
-a, b = (np.asarray(m.logits(given)) for m in (spread, model))
-print(np.abs(a - b).max(), np.abs(b).max())
-assert np.abs(a - b).max() < 1e-5 * np.abs(b).max()
+found = spread.generate(prompts, max_new_tokens=8, logprobs=True)
+for prompt, new, logprobs in zip(prompts, found.tokens, found.logprobs, strict=True):
+    tokens = model.encode(prompt) + new
+    logits = np.asarray(model.logits(np.array([tokens + [0] * (128 - len(tokens))])))[0]
+    logits = logits[len(tokens) - len(new) - 1 : len(tokens) - 1]
+    assert logits.argmax(-1).tolist() == new, found.texts
+    expected = np.array(jax.nn.log_softmax(logits))[np.arange(len(new)), new]
+    assert np.abs(expected - np.array(logprobs)).max() < 5e-5, (expected, logprobs)
 print("equal")
 """
 
