@@ -127,6 +127,8 @@ def with_own(
     ctx = Context(placed.params, {**reading.extras, **seen}, placed.model)
     held = method.hold(ctx, state)
     aux = jax.tree.map(jnp.copy, method.init(ctx, state))  # it may be made of parts of the state, which are donated
+    if placed.layout is not None:
+        aux, held = placed.layout.everywhere((aux, held))
     return dataclasses.replace(state, aux=aux, held=held)
 
 
