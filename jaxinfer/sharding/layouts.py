@@ -4,9 +4,10 @@ import contextlib
 import contextvars
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxinfer.sharding import across
 from jaxinfer.sharding.rules import DATA_TENSOR, Axes, Rules
@@ -31,6 +32,15 @@ class Sharding:
     def place(self, x, axes: Axes, at_rest: bool = False) -> jax.Array:
         """Lay an array out."""
         return across.put(x, self.of(axes, x.shape, at_rest))
+
+    def everywhere(self, tree: Any) -> Any:
+        """Put the arrays of a tree that lie elsewhere on every device of the mesh, whole."""
+        whole, devices = NamedSharding(self.mesh, PartitionSpec()), {*self.mesh.devices.flat}
+
+        def put(x: Any) -> Any:
+            return x if not isinstance(x, jax.Array) or x.sharding.device_set == devices else jax.device_put(x, whole)
+
+        return jax.tree.map(put, tree)
 
     def size(self, axis: str) -> int:
         """Count the devices along an axis of the mesh; 1 if it has none of that name."""

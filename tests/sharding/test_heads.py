@@ -120,30 +120,31 @@ def test_no_number_of_quantized_weights_changes(name):
     model = quantize_weights(whole, name)
     before = model.params["segment_0"]["layer_0"]["attention"]
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
-    for parts in (4, 8):
-        groups = HeadGroups.of(model.config, parts, True)
-        config, params = regrouped(model.config, model.params, parts, True)
-        after = params["segment_0"]["layer_0"]["attention"]
-        for weight, index, axis in (("q", "queries", 1), ("k", "keys", 1), ("v", "keys", 1), ("o", "queries", 2)):
-            assert is_quantized(after[weight]["kernel"])
-            index = np.array(getattr(groups, index))
-            now, then = (np.moveaxis(np.asarray(dequantized(x[weight]["kernel"])), axis, 0) for x in (after, before))
-            np.testing.assert_array_equal(now[index >= 0], then[index[index >= 0]])
-            assert not now[index < 0].any()
-        same_config, forms = regrouped(model.config, shapes, parts, True)
-        assert same_config == config
-        assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(lambda x: (x.shape, x.dtype), forms)
-        assert dataclasses.replace(model, config=config, params=params).weights == name
+    groups = HeadGroups.of(model.config, 8, True)
+    config, params = regrouped(model.config, model.params, 8, True)
+    after = params["segment_0"]["layer_0"]["attention"]
+    for weight, index, axis in (("q", "queries", 1), ("k", "keys", 1), ("v", "keys", 1), ("o", "queries", 2)):
+        assert is_quantized(after[weight]["kernel"])
+        index = np.array(getattr(groups, index))
+        now, then = (np.moveaxis(np.asarray(dequantized(x[weight]["kernel"])), axis, 0) for x in (after, before))
+        np.testing.assert_array_equal(now[index >= 0], then[index[index >= 0]])
+        assert not now[index < 0].any()
+    same_config, forms = regrouped(model.config, shapes, 8, True)
+    assert same_config == config
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(lambda x: (x.shape, x.dtype), forms)
+    assert dataclasses.replace(model, config=config, params=params).weights == name
 
 
 ON_EIGHT_DEVICES = """
-import dataclasses, sys
+import dataclasses
 import jax, numpy as np
 import jaxinfer
 from jaxinfer import Eagle, LayerKind, Medusa, Model, ModelConfig, Segment, Speculative
 from jaxinfer.compress import keep_layers, quantize_weights
 from jaxinfer.heads import Heads, HeadsConfig, store
+from jaxinfer.runtime.compiled import enable_compilation_cache
 from jaxinfer.sharding import MeshShape
+enable_compilation_cache()
 assert len(jax.devices()) == 8
 
 def spread(model, mesh, pad):
@@ -152,7 +153,8 @@ def spread(model, mesh, pad):
 
 def shards(model, *names):
     attention = model.params["segment_0"]["layer_0"]["attention"]
-    return [attention[name]["kernel"].addressable_shards[0].data.shape for name in names]
+    first = [jax.tree.leaves(attention[name]["kernel"])[0] for name in names]
+    return [array.addressable_shards[0].data.shape for array in first]
 
 rng = np.random.default_rng(0)
 odd = ModelConfig("llama", 96, 48, 64, 9, 3, 16, (Segment((LayerKind(),), 2),), 256)
@@ -176,17 +178,17 @@ assert alibi.layout_notes[0].endswith("no head of zeros can be added, for ALiBi'
 # Models attached before and after, and heads: the same tokens.
 plain = model.generate(prompts, max_new_tokens=9).tokens
 draft = keep_layers(model, [0])
-for attached in (spread(model.attach(draft=draft), "data=2,tensor=4", True), padded.attach(draft=draft)):
-    assert attached.extras["draft"].layout == attached.layout
-    found = attached.generate(prompts, max_new_tokens=9, method=Speculative(width=3))
-    assert found.tokens == plain
+before, after = spread(model.attach(draft=draft), "data=2,tensor=4", True), padded.attach(draft=draft)
+assert before.extras["draft"].layout == after.extras["draft"].layout == padded.layout
+assert before.extras["draft"].config == after.extras["draft"].config
+found = after.generate(prompts, max_new_tokens=9, method=Speculative(width=3))
+assert found.tokens == plain
 for kind, method in (("medusa", Medusa()), ("eagle", Eagle())):
     cfg = HeadsConfig.of(kind, model.name, model.config, 96, 3)
     heads = Heads(store.init_params(cfg), jax.numpy.arange(96), cfg)
     assert padded.attach(heads=heads).generate(prompts, max_new_tokens=9, method=method).tokens == plain
 itself = spread(model.attach(draft=model), "tensor=2", True)
 assert itself.extras["draft"].params is itself.params
-assert itself.generate(prompts, max_new_tokens=9, method=Speculative(width=3)).tokens == plain
 assert found.stats.mesh == "data=2,tensor=4"
 assert found.stats.device_weight_bytes < found.stats.weight_bytes / 2
 assert 0 < found.stats.device_cache_bytes < found.stats.cache_bytes / 4
@@ -196,7 +198,7 @@ rounded = quantize_weights(model, "int4")
 for one in (model, rounded):
     assert one.shard(mesh).generate(prompts, max_new_tokens=9).tokens == one.generate(prompts, max_new_tokens=9).tokens
 four = spread(rounded, "tensor=4", True)
-assert four.weights == "int4" and shards(four, "q", "k")
+assert four.weights == "int4" and shards(four, "q", "k") == [(2, 3, 16, 32), (2, 1, 16, 32)]
 tokens = np.array([prompts[0], prompts[0][::-1]])
 assert np.abs(four.logits(tokens) - rounded.logits(tokens)).max() < 1e-5
 
@@ -214,9 +216,8 @@ for (devices, pad), shapes in expected.items():
     on = spread(real, f"tensor={devices}", pad)
     assert shards(on, "q", "k", "o") == shapes, shards(on, "q", "k", "o")
     furthest = np.abs(np.asarray(on.logits(ids)) - whole).max() / np.abs(whole).max()
-    print(devices, pad, furthest, file=sys.stderr)
     assert furthest < 1e-5, (devices, pad, furthest)
-    if devices != 2:
+    if (devices, pad) in ((8, True), (4, False)):  # the command line's test has the others
         again = on.generate([prompt], max_new_tokens=6)
         assert again.tokens == said.tokens and again.texts == said.texts, (devices, pad)
 print("equal")
