@@ -200,17 +200,16 @@ class Spread:
         names = jnp.arange(self.experts, dtype=jnp.int32)  # each device gets its own
         over = (*((AXIS,) if adds and self.split else ()), *inner)
 
+        first = jnp.arange(math.prod(self.layout.size(axis) for axis in inner)) == 0  # of those that add up a sum
+
         def own(*args):
-            *given, names, weights = args
-            first = None
-            for axis in inner:
-                here = (jax.lax.axis_index(axis) == 0).astype(jnp.float32)
-                first = here if first is None else first * here
-            y = body(*given, names, stacks.ffn(weights, first))
+            *given, names, first, weights = args
+            y = body(*given, names, stacks.ffn(weights, first[0].astype(jnp.float32) if inner else None))
             return jax.lax.psum(y, over) if over else y
 
         by_expert = PartitionSpec(AXIS if self.split else None)
-        return self._map(own, (*specs, by_expert, weights), out, inner)(*parts, names, stacks.weights)
+        run = self._map(own, (*specs, by_expert, PartitionSpec(inner or None), weights), out, inner)
+        return run(*parts, names, first, stacks.weights)
 
     def _inner(self, stacks: Stacks) -> tuple[str, ...]:
         """Name the mesh axes over which the feed-forward width is split and sums are taken here."""
@@ -230,7 +229,8 @@ class Spread:
         return PartitionSpec(*(entry or None for entry in entries))
 
     def _map(self, fun: Callable[..., Any], specs: Any, out: Any, inner: tuple[str, ...] = ()) -> Callable[..., Any]:
-        names, mesh = {AXIS, *self.row_axes, *inner}, self.layout.mesh
+        names, around = {AXIS, *self.row_axes, *inner}, jax.sharding.get_abstract_mesh()
+        mesh = self.layout.mesh if around.empty else around  # within another, the one that knows what that splits
         return jax.shard_map(fun, mesh=mesh, in_specs=specs, out_specs=out, axis_names=names, check_vma=False)
 
 

@@ -15,8 +15,7 @@ from jaxinfer.layers.expert_dispatch import Expert
 from jaxinfer.layers.expert_parallel import Spread, Stacks
 from jaxinfer.layers.linear import Linear, matmul
 from jaxinfer.layers.mlp import MLP, gated
-from jaxinfer.weights.layer_stack import parameter
-from jaxinfer.weights.qtensor import is_quantized
+from jaxinfer.weights.layer_stack import parameter, with_layer
 
 
 @struct.dataclass
@@ -80,8 +79,8 @@ class Experts(nn.Module):
                 weights[f"{name}_bias"] = self._bias(f"{name}_bias", (n, shapes[name][0]), ("experts", axes[name][0]))
                 laid[f"{name}_bias"] = ("layers", "experts", axes[name][0])
         if spread is not None and spread.at_rest:  # gathered layer by layer, and not as stacks
-            here = partial(jax.lax.dynamic_index_in_dim, index=layer)
-            weights, layer = jax.tree.map(here, weights), jnp.zeros_like(layer)
+            weights = {name: _stack_of_one(weight, layer) for name, weight in weights.items()}
+            layer = jnp.zeros_like(layer)
         return Stacks({**weights, "layer": layer}, {**laid, "layer": ()}, partial(_ffn, self.cfg.activation, shapes))
 
     def _stack(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Any:
@@ -96,6 +95,10 @@ class Experts(nn.Module):
         return parameter(self, name, zeros, (self.layers, *shape), ("layers", *axes), jnp.float32)
 
 
+def _stack_of_one(weight: Any, layer: jax.Array) -> Any:
+    return jax.tree.map(lambda x: x[None], with_layer(weight, layer, lambda own: own))
+
+
 def _ffn(activation: str, shapes: dict[str, tuple[int, int]], weights: Any, share: jax.Array | None = None) -> Expert:
     """Return one expert's gated MLP of its stacks, as a function of rows [R, D] and the expert i32[].
 
@@ -107,7 +110,7 @@ def _ffn(activation: str, shapes: dict[str, tuple[int, int]], weights: Any, shar
             kernel, layer = weights[name], weights["layer"]
             # On a mesh these may be a part of the experts, and of arrays a part of the width.
             n = jax.tree.leaves(kernel)[0].shape[1]
-            shape = shapes[name] if is_quantized(kernel) else kernel.shape[2:]
+            shape = kernel.shape[2:] if isinstance(kernel, jax.Array) else shapes[name]
             flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kernel)
             out = matmul(y, flat, shape, layer=layer * n + e)
             if f"{name}_bias" in weights:
