@@ -64,9 +64,7 @@ def with_capacity(
     Who comes first: see `slots`. Tokens that are not `live` bool[N] take no slot and get zeros.
     """
     n, d = x.shape
-    chosen = experts if live is None else jnp.where(live[:, None], experts, n_experts)
-    slot = slots(chosen, n_experts, gates if by_gate else None)
-    kept = (slot < size) & (chosen < n_experts)
+    chosen, slot, kept = _placed(gates, experts, live, n_experts, size, by_gate)
     place = jnp.where(kept, chosen * size + slot, n_experts * size)  # outside: dropped
     token = jnp.broadcast_to(jnp.arange(n)[:, None], experts.shape)
     buffer = jnp.zeros((n_experts * size, d), x.dtype).at[place].set(x[token], mode="drop")
@@ -75,16 +73,40 @@ def with_capacity(
     return jnp.sum(back * gates[..., None], axis=1), kept
 
 
-def dropless(x: jax.Array, gates: jax.Array, experts: jax.Array, ffn: Expert, n_experts: int) -> jax.Array:
+def within_capacity(
+    gates: jax.Array, experts: jax.Array, live: jax.Array | None, n_experts: int, size: int, by_gate: bool = False
+) -> jax.Array:
+    """Tell which assignments `with_capacity` computes: bool[N, k]."""
+    return _placed(gates, experts, live, n_experts, size, by_gate)[2]
+
+
+def _placed(
+    gates: jax.Array, experts: jax.Array, live: jax.Array | None, n_experts: int, size: int, by_gate: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return, all [N, k], the expert of each assignment, its slot there, and whether there is one."""
+    chosen = experts if live is None else jnp.where(live[:, None], experts, n_experts)
+    slot = slots(chosen, n_experts, gates if by_gate else None)
+    return chosen, slot, (slot < size) & (chosen < n_experts)
+
+
+def dropless(
+    x: jax.Array,
+    gates: jax.Array,
+    experts: jax.Array,
+    ffn: Expert,
+    n_experts: int,
+    sizes: tuple[int, ...] | None = None,
+) -> jax.Array:
     """Compute each token's own experts and no others: float32[N, D], whatever the load (MegaBlocks, Gale et al. 2022).
 
     Assignments are sorted by expert and taken in blocks of one expert each. Only blocks that hold tokens run, so few
     tokens read few experts; an expert's last block computes no more rows than the next smaller size that holds it.
     Memory is a block and the output. The number of blocks is known at run time only, so there is no gradient in
-    reverse: train with one of the other two.
+    reverse: train with one of the other two. An expert of `n_experts` is none, and is not computed. sizes: as
+    `block_sizes` gives them; default, for experts that all are here.
     """
     n, k = experts.shape
-    sizes = block_sizes(n, k, n_experts)
+    sizes = sizes or block_sizes(n, k, n_experts)
     size = sizes[-1]
     order, counts = _sorted(experts.reshape(-1), n_experts)
     starts = jnp.cumsum(counts) - counts
@@ -130,9 +152,12 @@ def computed(load: jax.Array, n: int, k: int) -> jax.Array:
 
 
 def _sorted(experts: jax.Array, n_experts: int) -> tuple[jax.Array, jax.Array]:
-    """Order assignments i32[A] by expert i32[A], those of one expert as they came; count those of each, i32[E]."""
+    """Order assignments i32[A] by expert i32[A], those of one expert as they came; count those of each, i32[E].
+
+    Those to none, an expert of `n_experts`, come last and are not counted.
+    """
     n = len(experts)
-    if n_experts * n < 1 << 31:  # one number says both: a sort of numbers is six times as fast as one of pairs
+    if (n_experts + 1) * n < 1 << 31:  # one number says both: a sort of numbers is six times as fast as one of pairs
         order = jnp.sort(experts * n + jnp.arange(n, dtype=jnp.int32)) % n
     else:
         order = jnp.argsort(experts, stable=True)
@@ -145,18 +170,22 @@ def chosen_by_experts(x: jax.Array, gates: jax.Array, tokens: jax.Array, ffn: Ex
     return jnp.zeros(x.shape, jnp.float32).at[tokens].add(done * gates[..., None])
 
 
-def soft(x: jax.Array, logits: jax.Array, ffn: Expert, live: jax.Array | None = None) -> jax.Array:
+def soft(
+    x: jax.Array, logits: jax.Array, ffn: Expert, live: jax.Array | None = None, back: jax.Array | None = None
+) -> jax.Array:
     """Compute slots that are weighted means of all tokens: x[N, D], logits [N, E, P] -> float32[N, D].
 
     A token gets back a weighted mean of what came out of all slots (Soft MoE, Puigcerver et al. 2023, section 2.1).
-    Every token is in every slot, those that follow it in the text too: not causal.
+    Every token is in every slot, those that follow it in the text too: not causal. back: the weights of the way back,
+    where there are other slots too; default, the softmax over these.
     """
     n = len(x)
     logits = logits.astype(jnp.float32)
     to_slots = logits if live is None else jnp.where(live[:, None, None], logits, -jnp.inf)
     into = jnp.einsum("nd,nep->epd", x.astype(jnp.float32), jax.nn.softmax(to_slots, axis=0)).astype(x.dtype)
     done = _each(into, ffn).astype(jnp.float32).reshape(-1, x.shape[1])
-    return jax.nn.softmax(logits.reshape(n, -1), axis=-1) @ done
+    shares = jax.nn.softmax(logits.reshape(n, -1), axis=-1) if back is None else back.reshape(n, -1)
+    return shares @ done
 
 
 def _each(rows: jax.Array, ffn: Expert) -> jax.Array:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.sharding import choices
+from jaxinfer.sharding import choices, layouts
 
 BLOCK = 4096  # outputs that are converted at once: a head as a whole would be a copy of 100 MB and more
 
@@ -54,9 +54,12 @@ def by_digits(x: jax.Array, codes: jax.Array, count: int) -> jax.Array:
 
 
 def in_blocks(product: Callable[[Any], jax.Array], weight: Any) -> jax.Array:
-    """product(weight) -> [rows, out], `BLOCK` rows of a weight [out, ...] at a time."""
+    """product(weight) -> [rows, out], `BLOCK` rows of a weight [out, ...] at a time.
+
+    On a mesh, all at once: its rows may lie on several devices, and a block of them would be gathered.
+    """
     n_out = jax.tree.leaves(weight)[0].shape[0]
-    if n_out <= 2 * BLOCK:
+    if n_out <= 2 * BLOCK or layouts.active() is not None:
         return product(weight)
 
     def block(start: jax.Array) -> jax.Array:
