@@ -24,6 +24,7 @@ from jaxinfer.errors import InputError, shown
 from jaxinfer.host.token_ids import batch_of, checked_text, token_ids
 from jaxinfer.host.values import whole
 from jaxinfer.layers.moe import RouterStats
+from jaxinfer.network import stages
 from jaxinfer.network.transformer import Transformer, init_params, param_axes
 from jaxinfer.runtime import scoring
 from jaxinfer.runtime.compiled import enable_compilation_cache
@@ -124,6 +125,7 @@ class Model:
         if rules is None:
             rules = rules_of(getattr(mesh, "axis_names", ()))
         layout = Sharding(settled(mesh, rules), rules)
+        stages.check(self.config, layout)
         is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
 
         def place(axes: Any, weight: Any) -> Any:

@@ -3,10 +3,10 @@
 import contextlib
 import contextvars
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from jaxinfer.sharding.rules import DATA_TENSOR, Axes, Rules
 
@@ -17,10 +17,20 @@ class Sharding:
 
     mesh: Mesh
     rules: Rules = DATA_TENSOR
+    manual: tuple[str, ...] = ()  # mesh axes over which the code being traced splits arrays itself, in a `shard_map`
+
+    @property
+    def here(self) -> Mesh | AbstractMesh:
+        """Give the mesh to name in code being traced: within a `shard_map`, the one that knows what that splits."""
+        return jax.sharding.get_abstract_mesh() if self.manual else self.mesh
+
+    def within(self, *axes: str) -> "Sharding":
+        """Give the layout of code that runs in a `shard_map` over these mesh axes: the rules of the others."""
+        return replace(self, rules=self.rules.without(*axes), manual=(*self.manual, *axes))
 
     def of(self, axes: Axes, shape: tuple[int, ...], at_rest: bool = False) -> NamedSharding:
         """Give the layout of an array with these logical axes. at_rest: of a weight that lies there."""
-        return NamedSharding(self.mesh, self.rules.spec(axes, shape, self.mesh, at_rest))
+        return NamedSharding(self.here, self.rules.spec(axes, shape, self.mesh, at_rest))
 
     def place(self, x, axes: Axes, at_rest: bool = False) -> jax.Array:
         """Lay an array out."""
