@@ -22,13 +22,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 from jaxinfer.cache.store import Cache, Store, extent
 from jaxinfer.config import LayerKind, ModelConfig, Segment
 from jaxinfer.errors import InputError
 from jaxinfer.layers.attention import Place, Step
-from jaxinfer.sharding import Sharding, layouts
+from jaxinfer.sharding import Sharding, choices, layouts
 from jaxinfer.weights.qtensor import is_quantized
 from jaxinfer.weights.resting import Resting, mesh_axes, resting
 
@@ -116,11 +117,12 @@ def run(
     axis = axis_of(layout)
     assert layout is not None
     assert axis is not None
-    stages, by_hand = layout.size(axis), _by_hand(layout, axis)
+    together = any(_looks_around(kind, step.decoding) for kind in kinds)
+    stages, by_hand = layout.size(axis), _by_hand(layout, axis, together)
     of_rows = layout.rules.spec(("batch",), x.shape[:1], layout.mesh)[0]
-    rows = tuple(name for name in mesh_axes(of_rows) if name in by_hand)
+    rows = tuple(name for name in mesh_axes(of_rows) if name in by_hand and not together)
     local = len(x) // math.prod(layout.size(name) for name in rows)
-    parts = largest_divisor(local, layout.rules.microbatches or stages)
+    parts = 1 if together else largest_divisor(local, layout.rules.microbatches or stages)
     by_row, by_layer = PartitionSpec(rows or None), PartitionSpec(axis, rows or None)
 
     params = lying(params, axes)
@@ -159,13 +161,13 @@ def run(
 
         def joined(a):  # [M, layers, B / M, ...] -> [layers, B, ...]
             a = jnp.moveaxis(at_work(a), 0, 1)
-            return a.reshape(a.shape[0], -1, *a.shape[3:])
+            return a.reshape(a.shape[0], a.shape[1] * a.shape[2], *a.shape[3:])
 
         last = jnp.where(number == stages - 1, at_work(left), 0)
         out = jax.lax.psum(last, axis)
         tokens = jnp.sum(given["step"]["live"], axis=(1, 2)).astype(jnp.float32)
         routing = jax.tree.map(lambda a: _mean(at_work(a), tokens, rows), routing)
-        return out.reshape(-1, *out.shape[2:]), (jax.tree.map(joined, (made)), routing, jax.tree.map(joined, between))
+        return out.reshape(-1, *out.shape[2:]), (jax.tree.map(joined, made), routing, jax.tree.map(joined, between))
 
     split = jax.shard_map(
         stage,
@@ -186,14 +188,22 @@ def largest_divisor(n: int, most: int) -> int:
     return next(size for size in range(min(n, most), 0, -1) if n % size == 0)
 
 
-def _by_hand(layout: Sharding, axis: str) -> tuple[str, ...]:
+def _looks_around(kind: LayerKind, decoding: bool) -> bool:
+    """Tell whether what a layer does with a token depends on other rows of the batch."""
+    moe = kind.moe
+    return moe is not None and moe.looks_around and not (decoding and moe.in_decode == "dropless")
+
+
+def _by_hand(layout: Sharding, axis: str, together: bool) -> tuple[str, ...]:
     """List the mesh axes that `run` splits itself: stages, rows of the batch, and those over which weights lie.
 
-    One that splits something else as well, such as experts, is left to the compiler.
+    One that splits something else as well, such as experts, is left to the compiler, and so are those of rows that
+    must stay together.
     """
     rules = layout.rules
     others = {target for logical, target in rules.table if logical not in ("batch", "layers")}
-    names = dict.fromkeys((axis, *rules.targets("batch"), *(target for _, target in rules.at_rest)))
+    rows = () if together else rules.targets("batch")
+    names = dict.fromkeys((axis, *rows, *(target for _, target in rules.at_rest)))
     return tuple(name for name in names if name not in others and layout.size(name) > 1)
 
 
@@ -258,7 +268,10 @@ def _view(store: Any, parts: int) -> Any:
         return store
 
     def view(x: jax.Array) -> jax.Array:
-        return x.reshape(x.shape[0] * parts, x.shape[1] // parts, *x.shape[2:])
+        y = x.reshape(x.shape[0] * parts, x.shape[1] // parts, *x.shape[2:])
+        if parts == 1 or not choices.LAYOUT_OF_VIEWS.here():
+            return y
+        return with_layout_constraint(y, Layout(tuple(range(y.ndim))))
 
     if not isinstance(store, Store):
         return jax.tree.map(view, store)
