@@ -23,6 +23,7 @@ from jaxinfer.errors import InputError, shown
 from jaxinfer.host.token_ids import batch_of, checked_text, token_ids
 from jaxinfer.host.values import whole
 from jaxinfer.layers.moe import RouterStats
+from jaxinfer.network import stages
 from jaxinfer.network.spreading import bytes_by_device, spread
 from jaxinfer.network.transformer import Transformer, init_params
 from jaxinfer.runtime import scoring
@@ -129,6 +130,7 @@ class Model:
         if rules is None:
             rules = rules_of(getattr(mesh, "axis_names", ()))
         layout = Sharding(settled(mesh, rules), rules)
+        stages.check(self.config, layout)
         config, params, notes = spread(self.config, self.params, layout)
         made = dataclasses.replace(self, config=config, params=params, layout=layout, layout_notes=notes, extras={})
         return made.attach(**{name: made._beside(extra, self) for name, extra in self.extras.items()})

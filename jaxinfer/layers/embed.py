@@ -9,7 +9,7 @@ from jaxinfer.layers.linear import matmul
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.position import sinusoids
 from jaxinfer.weights.layer_stack import parameter
-from jaxinfer.weights.qtensor import take
+from jaxinfer.weights.resting import rows_of
 
 
 class Embedding(nn.Module):
@@ -32,9 +32,9 @@ class Embedding(nn.Module):
     def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """tokens, positions i32[B, T] -> [B, T, D]."""
         cfg = self.cfg
-        x = take(self.embedding, tokens, mode="clip").astype(self.dtype) * jnp.asarray(cfg.embed_scale, self.dtype)
+        x = rows_of(self.embedding, tokens).astype(self.dtype) * jnp.asarray(cfg.embed_scale, self.dtype)
         if cfg.absolute_positions == "learned":
-            x = x + jnp.take(self.positions, positions, axis=0, mode="clip")
+            x = x + rows_of(self.positions, positions)
         elif cfg.absolute_positions == "sinusoidal":
             x = x + sinusoids(positions, cfg.d_model).astype(x.dtype)
         return self.norm(x) if cfg.embed_norm else x

@@ -12,8 +12,9 @@ from flax import linen as nn
 from jaxinfer.sharding import choices, layouts
 from jaxinfer.weights import elementwise_products
 from jaxinfer.weights.bfloat16_bits import WithBits
-from jaxinfer.weights.layer_stack import parameter, with_layer
+from jaxinfer.weights.layer_stack import layer_of, parameter, with_layer
 from jaxinfer.weights.qtensor import is_quantized
+from jaxinfer.weights.resting import Resting
 
 FEW_ROWS = 64
 CORES = os.cpu_count() or 1
@@ -30,6 +31,8 @@ def matmul(
     if len(lead) == 2 and layouts.token_axis(lead[1]):  # which could not be split as part of one long axis of rows
         return jax.vmap(lambda one: matmul(one, kernel, shape, n_in, layer))(x)
     rows, n_out, width = math.prod(lead), math.prod(outer), math.prod(inner)
+    if isinstance(kernel, Resting):
+        kernel, layer = kernel.layer(layer), None
     if is_quantized(kernel):
         y = kernel.format.product(x.reshape(rows, width), kernel, n_out, rows <= FEW_ROWS, layer)
         return y.reshape(*lead, *outer)
@@ -101,5 +104,5 @@ class Linear(nn.Module):
         if self.bias:
             shape, axes = (*stack, *self.shape[: -self.n_in]), (*stacked, *self.axes[: -self.n_in])
             bias = parameter(self, "bias", nn.initializers.zeros, shape, axes, self.dtype)
-            y = y + (bias if layer is None else jax.lax.dynamic_index_in_dim(bias, layer, keepdims=False))
+            y = y + layer_of(bias, layer)
         return y.astype(self.out_dtype or x.dtype)

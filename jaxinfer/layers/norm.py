@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxinfer.config import NormKind
-from jaxinfer.weights.layer_stack import parameter
+from jaxinfer.weights.layer_stack import layer_of, parameter
 
 
 class Norm(nn.Module):
@@ -35,6 +35,6 @@ class Norm(nn.Module):
     def _vector(self, name: str, init, x: jax.Array, layer: jax.Array | None) -> jax.Array:
         shape, axes = x.shape[-len(self.axes) :], self.axes
         if self.layers is None:
-            return parameter(self, name, init, shape, axes, jnp.float32)
+            return layer_of(parameter(self, name, init, shape, axes, jnp.float32))
         stack = parameter(self, name, init, (self.layers, *shape), ("layers", *axes), jnp.float32)
-        return jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False)
+        return layer_of(stack, layer)

@@ -23,7 +23,7 @@ from jaxinfer.network.transformer import (
     Output,
     Transformer,
     by_kind,
-    concat,
+    joined,
     layer_places,
     likeliest_token,
     logits_of,
@@ -170,7 +170,7 @@ def forward_until(
         carry, new = jax.lax.scan(body, carry, (places, jnp.array(exits)))
         for name, outputs in by_kind(segment, new).items():
             made[name].append(outputs[0])
-    fresh = {name: jax.tree.map(lambda *parts: concat(parts), *outputs) for name, outputs in made.items()}
+    fresh = joined(cfg, made)
     x, _, layers = carry
     return Output(final_norm(model, params, x), fresh, depth=layers)
 

@@ -7,7 +7,7 @@ fresh keys and values for `policy.commit`.
 """
 
 import math
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import einops
@@ -27,7 +27,8 @@ from jaxinfer.layers.mlp import MLP
 from jaxinfer.layers.moe import Experts
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.recurrent import mixer_of
-from jaxinfer.sharding import choices
+from jaxinfer.network import repeats, stages
+from jaxinfer.sharding import choices, layouts
 from jaxinfer.sharding.layouts import constrain
 
 ARGMAX_BLOCK = 256
@@ -153,13 +154,18 @@ class Transformer(nn.Module):
         made: dict[str, list] = {kind.name: [] for kind in self.cfg.kinds}
         for i, (segment, places) in enumerate(zip(self.cfg.segments, layer_places(self.cfg), strict=True)):
             places = jax.tree.map(lambda x: x[0], places) if self.is_initializing() else places
-            x, (new, between) = getattr(self, f"segment_{i}")(x, places, step)
+            if not self.is_initializing() and runs_apart(self.cfg, segment):
+                stacks = self.variables["params"][f"segment_{i}"]
+                x, (new, between) = run_apart(self.cfg, i, self.dtype, stacks, x, places, step)
+            else:
+                x, (new, between) = getattr(self, f"segment_{i}")(x, places, step)
+                new = by_kind(segment, new)
             left += [] if between is None else [between.reshape(-1, *x.shape)]
-            for name, outputs in by_kind(segment, new).items():
-                made[name].append(outputs)
-        joined = {name: jax.tree.map(lambda *parts: concat(parts), *outputs) for name, outputs in made.items()}
-        routing = {name: routed for name, (_, routed) in joined.items() if routed is not None}
-        fresh = {name: kv for name, (kv, _) in joined.items()}
+            for name, output in new.items():
+                made[name].append(output)
+        outputs = joined(self.cfg, made)
+        routing = {name: routed for name, (_, routed) in outputs.items() if routed is not None}
+        fresh = {name: kv for name, (kv, _) in outputs.items()}
         return Output(self.final_norm(x), fresh, routing, layers=jnp.concatenate(left) if layers else None)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -222,18 +228,61 @@ def likeliest_tokens(logits: jax.Array, count: int) -> tuple[jax.Array, jax.Arra
 
 
 def layer_places(cfg: ModelConfig) -> list[list[Place]]:
-    """Return, for each segment and each position of its pattern, the places of its repeats: arrays i32[repeats]."""
-    seen = dict.fromkeys(cfg.kinds, 0)
-    places = []
-    for segment in cfg.segments:
-        slots: list[list[int]] = [[] for _ in segment.pattern]
-        for _ in range(segment.repeats):
-            for j, kind in enumerate(segment.pattern):
-                slots[j].append(seen[kind])
-                seen[kind] += 1
-        layers = jnp.arange(segment.repeats, dtype=jnp.int32)
-        places.append([Place(layers, jnp.array(column, jnp.int32)) for column in slots])
-    return places
+    """Return, for each segment and each position of its pattern, the places of its repeats: arrays i32[repeats].
+
+    In a store the layers of a kind lie in order; where they are split into stages, stage by stage.
+    """
+    seen, parts = dict.fromkeys(cfg.kinds, 0), stages.count(cfg)
+    slots: list[list[list[int]]] = [[[] for _ in segment.pattern] for segment in cfg.segments]
+    for stage in range(parts):
+        for segment, columns in zip(cfg.segments, slots, strict=True):
+            of_stage, rest = divmod(segment.repeats, parts)
+            if rest:  # not split
+                of_stage = 0 if stage else segment.repeats
+            for _ in range(of_stage):
+                for kind, column in zip(segment.pattern, columns, strict=True):
+                    column.append(seen[kind])
+                    seen[kind] += 1
+    return [
+        [Place(jnp.arange(s.repeats, dtype=jnp.int32), jnp.array(column, jnp.int32)) for column in columns]
+        for s, columns in zip(cfg.segments, slots, strict=True)
+    ]
+
+
+def runs_apart(cfg: ModelConfig, segment: Segment) -> bool:
+    """Tell whether the layers of a segment run as a function of their weights: in stages, or gathered ahead."""
+    layout = layouts.active()
+    if layout is None:
+        return False
+    ahead = any(layout.size(axis) > 1 for _, axis in layout.rules.at_rest) and choices.GATHER_AHEAD.here()
+    parts = stages.count(cfg)
+    return ahead or (parts > 1 and segment.repeats % parts == 0)
+
+
+def run_apart(
+    cfg: ModelConfig, i: int, dtype: jnp.dtype, params: Any, x: jax.Array, places: list[Place], step: Step
+) -> tuple[jax.Array, tuple[dict[str, Any], jax.Array | None]]:
+    """Run segment i: x, and what its layers make by kind, leaves [layers of that kind, ...], and leave behind them."""
+    segment, parts = cfg.segments[i], stages.count(cfg)
+    pattern = Pattern(cfg, segment, dtype, name=f"segment_{i}", parent=None)
+    axes = param_axes(cfg)[f"segment_{i}"]
+
+    def layers(params: Any, x: jax.Array, places: list[Place], step: Step) -> tuple[jax.Array, Any]:
+        def repeat(params: Any, x: jax.Array, at: list[Place]) -> tuple[jax.Array, Any]:
+            return cast(Any, pattern.apply({"params": params}, x, at, step))
+
+        x, (new, between) = repeats.scan(repeat, params, x, places)
+        made = by_kind(segment, new)
+        fresh, routing = ({name: both[at] for name, both in made.items()} for at in (0, 1))
+        return x, (fresh, routing, None if between is None else between.reshape(-1, *x.shape))
+
+    if parts == 1 or segment.repeats % parts:
+        x, (fresh, routing, between) = layers(stages.lying(params, axes), x, places, step)
+    else:
+        of_stage = cfg.replace(segments=stages.segments(cfg, parts))
+        own = lambda: layer_places(of_stage)[i]  # noqa: E731
+        x, (fresh, routing, between) = stages.run(layers, params, axes, own, x, step, segment.pattern)
+    return x, ({name: (kv, routing[name]) for name, kv in fresh.items()}, between)
 
 
 def by_kind(segment: Segment, made: list) -> dict[str, Any]:
@@ -250,9 +299,20 @@ def by_kind(segment: Segment, made: list) -> dict[str, Any]:
     return {name: jax.tree.map(interleave, *outputs) for name, outputs in groups.items()}
 
 
-def concat(parts: tuple[jax.Array, ...]) -> jax.Array:
-    """Join as `jnp.concatenate`, which would copy a single part too."""
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+def joined(cfg: ModelConfig, made: dict[str, list]) -> dict[str, Any]:
+    """Join by kind what the segments of a model have made, leaves [layers, ...], in the order of stores."""
+    of_stages = stages.split_kinds(cfg)
+    return {name: jax.tree.map(partial(concat, of_stages.get(name, 1)), *outputs) for name, outputs in made.items()}
+
+
+def concat(parts: int, *outputs: jax.Array) -> jax.Array:
+    """Join layers [layers, ...] of several segments; of layers in `parts` stages, stage by stage."""
+    if len(outputs) == 1:  # `jnp.concatenate` would copy it
+        return outputs[0]
+    if parts == 1:
+        return jnp.concatenate(outputs)
+    by_stage = [output.reshape(parts, -1, *output.shape[1:]) for output in outputs]
+    return jnp.concatenate(by_stage, axis=1).reshape(-1, *outputs[0].shape[1:])
 
 
 def _initialize(cfg: ModelConfig, dtype: jnp.dtype, key: jax.Array) -> Any:
@@ -272,7 +332,9 @@ def abstract_params(cfg: ModelConfig, dtype: jnp.dtype) -> dict:
     return nn.meta.unbox(boxed)
 
 
+@cache
 def param_axes(cfg: ModelConfig) -> dict:
     """Return the parameter tree's logical axes: a tuple of names for each leaf."""
-    boxed = jax.eval_shape(partial(_initialize, cfg, jnp.dtype("float32")), jax.random.key(0))
+    with layouts.use(None):
+        boxed = jax.eval_shape(partial(_initialize, cfg, jnp.dtype("float32")), jax.random.key(0))
     return jax.tree.map(tuple, nn.get_partition_spec(boxed), is_leaf=lambda x: isinstance(x, jax.P))

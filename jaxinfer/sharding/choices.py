@@ -50,9 +50,19 @@ FEW_TOKENS_A_CALL = Choice(
     ("cpu",),
     "what a layer makes of many leaves the cache",
 )
+GATHER_AHEAD = Choice(
+    "gather a layer's weights while the one before it computes",
+    ("gpu", "tpu"),
+    "the links and the arithmetic work side by side; on a CPU they are the same cores",
+)
+LAYOUT_OF_VIEWS = Choice(
+    "say in which order a view of an array lies in memory",
+    ("cpu",),
+    "XLA copies an array in which an axis of one is put between others",
+)
 FLOAT32 = Choice("compute in float32 unless told otherwise", ("cpu",), "there are no products of 16 bits")
 
 CHOICES = (
     *(BFLOAT16_AS_BITS, FLOAT8_AS_BITS, ARGMAX_IN_BLOCKS, LAYER_VIEWS, WEIGHT_ON_THE_LEFT, CONVERT_IN_REGISTERS),
-    *(CONVERT_IN_BLOCKS, FEW_TOKENS_A_CALL, FLOAT32),
+    *(CONVERT_IN_BLOCKS, FEW_TOKENS_A_CALL, GATHER_AHEAD, LAYOUT_OF_VIEWS, FLOAT32),
 )

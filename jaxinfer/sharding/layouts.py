@@ -3,11 +3,10 @@
 import contextlib
 import contextvars
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from jaxinfer.sharding import across
 from jaxinfer.sharding.rules import DATA_TENSOR, Axes, Rules
@@ -22,25 +21,26 @@ class Sharding:
 
     mesh: Mesh
     rules: Rules = DATA_TENSOR
+    manual: tuple[str, ...] = ()  # mesh axes over which the code being traced splits arrays itself, in a `shard_map`
+
+    @property
+    def here(self) -> Mesh | AbstractMesh:
+        """Give the mesh to name in code being traced: within a `shard_map`, the one that knows what that splits."""
+        return jax.sharding.get_abstract_mesh() if self.manual else self.mesh
+
+    def within(self, *axes: str) -> "Sharding":
+        """Give the layout of code that runs in a `shard_map` over these mesh axes: the rules of the others."""
+        return replace(self, rules=self.rules.without(*axes), manual=(*self.manual, *axes))
 
     def of(self, axes: Axes, shape: tuple[int, ...], at_rest: bool = False) -> NamedSharding:
         """Give the layout of an array with these logical axes. at_rest: of a weight that lies there."""
         sized = zip(axes, shape, strict=True)
         axes = tuple(None if axis == "tokens" and size <= FEW_TOKENS else axis for axis, size in sized)
-        return NamedSharding(self.mesh, self.rules.spec(axes, shape, self.mesh, at_rest))
+        return NamedSharding(self.here, self.rules.spec(axes, shape, self.mesh, at_rest))
 
     def place(self, x, axes: Axes, at_rest: bool = False) -> jax.Array:
         """Lay an array out."""
         return across.put(x, self.of(axes, x.shape, at_rest))
-
-    def everywhere(self, tree: Any) -> Any:
-        """Put the arrays of a tree that lie elsewhere on every device of the mesh, whole."""
-        whole, devices = NamedSharding(self.mesh, PartitionSpec()), {*self.mesh.devices.flat}
-
-        def put(x: Any) -> Any:
-            return x if not isinstance(x, jax.Array) or x.sharding.device_set == devices else jax.device_put(x, whole)
-
-        return jax.tree.map(put, tree)
 
     def size(self, axis: str) -> int:
         """Count the devices along an axis of the mesh; 1 if it has none of that name."""

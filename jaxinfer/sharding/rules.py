@@ -19,7 +19,7 @@ Logical axes: batch, tokens, slots, embed, heads, kv_heads, head_dim, latent, ml
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jax.sharding import PartitionSpec
@@ -47,6 +47,7 @@ class Rules:
     table: Pairs
     at_rest: Pairs = ()  # over which weights are split besides while no layer computes with them
     pad_heads: bool = False  # heads that the mesh does not divide get companions that are zero, and are split
+    microbatches: int | None = None  # parts of a batch that go through the stages of layers; None: one a stage
 
     def __post_init__(self) -> None:
         typed(self)
@@ -54,6 +55,8 @@ class Rules:
             for pair in getattr(self, field):
                 if len(pair) != 2:
                     raise InputError(f"{field} holds {shown(pair)}: it must hold pairs, ('heads', 'tensor')")
+        if self.microbatches is not None and self.microbatches < 1:
+            raise InputError(f"microbatches={self.microbatches} must be at least 1, or left out: one for each stage")
 
     def __or__(self, other: "Rules") -> "Rules":
         """Join two tables: the rules of a mesh that has the axes of both."""
@@ -61,7 +64,13 @@ class Rules:
             tuple(dict.fromkeys((*mine, *theirs)))
             for mine, theirs in ((self.table, other.table), (self.at_rest, other.at_rest))
         )
-        return Rules(f"{self.name}_{other.name}", table, at_rest, self.pad_heads or other.pad_heads)
+        pad_heads, microbatches = self.pad_heads or other.pad_heads, self.microbatches or other.microbatches
+        return Rules(f"{self.name}_{other.name}", table, at_rest, pad_heads, microbatches)
+
+    def without(self, *mesh_axes: str) -> "Rules":
+        """Return the rules of code that splits arrays over these mesh axes itself."""
+        table, at_rest = (tuple(p for p in pairs if p[1] not in mesh_axes) for pairs in (self.table, self.at_rest))
+        return replace(self, table=table, at_rest=at_rest)
 
     @property
     def mesh_axes(self) -> tuple[str, ...]:

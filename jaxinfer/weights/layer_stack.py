@@ -17,6 +17,7 @@ from flax import struct
 
 from jaxinfer.weights.bfloat16_bits import WithBits, bits_of
 from jaxinfer.weights.qtensor import is_quantized
+from jaxinfer.weights.resting import Resting, resting
 
 WORTH_A_VIEW = 1 << 18  # bytes of one layer's matrix: smaller slices stay in the processor's cache when copied
 MOST_VIEWS = 32  # layers in a stack: every one of them is a branch to compile
@@ -34,12 +35,21 @@ def parameter(
 ) -> Any:
     """A parameter and its logical axes. One that is given is taken as it is: it may be compressed, or `LayerViews`."""
     if module.has_variable("params", name):
-        return nn.meta.unbox(module.get_variable("params", name))
+        return resting(nn.meta.unbox(module.get_variable("params", name)), axes)
     return module.param(name, nn.with_partitioning(init, axes), shape, dtype)
+
+
+def layer_of(weight: Any, layer: jax.Array | None = None) -> Any:
+    """Take weight[layer] out of a stack; with None, give the weight, which is none."""
+    if isinstance(weight, Resting):
+        return weight.layer(layer)
+    return weight if layer is None else jax.lax.dynamic_index_in_dim(weight, layer, keepdims=False)
 
 
 def with_layer(weight: Any, layer: jax.Array, use: Callable[[Any], jax.Array]) -> jax.Array:
     """use(weight[layer]): `weight` is a pytree of arrays [L, ...], a `LayerViews` or `WithBits`, `layer` an i32[]."""
+    if isinstance(weight, Resting):
+        return use(weight.layer(layer))
     if isinstance(weight, WithBits):
         weight = weight.weight
     if isinstance(weight, LayerViews):
