@@ -1,6 +1,7 @@
 """Floats in 8 bits, e4m3 (FP8 formats for deep learning, Micikevicius et al. 2022), with a scale for each output."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ class FP8Weight(QTensor):
 @dataclass(frozen=True)
 class FP8(WeightFormat[FP8Weight]):
     """Codes in float8 (e4m3), rounded to nearest under the largest magnitude of an output."""
+
+    by_rows: ClassVar[bool] = True
 
     def encode(self, w: jax.Array, n_in: int = 1) -> FP8Weight:
         """Round w[..., *out, *in]. An output of zeros has scale 1."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,7 @@ class Int8(WeightFormat[Int8Weight]):
     """Codes from -127 to 127, rounded to nearest. activations: these are rounded to int8 too, by row (W8A8)."""
 
     activations: bool = False
+    by_rows: ClassVar[bool] = True
 
     def encode(self, w: jax.Array, n_in: int = 1) -> Int8Weight:
         """Round w[..., *out, *in]. An output of zeros has scale 1."""
