@@ -221,7 +221,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Window:
-    """What a part of a parameter needs of one tensor of the file.
+    """The part of one tensor of the file that a part of a parameter needs.
 
     `box` is what is read: start and stop on each axis of the file. `step`: rows of the file for one on the first axis
     of the parameter's view. What is read has `lengths` with the file's axes ungrouped; `cut` of it is wanted.

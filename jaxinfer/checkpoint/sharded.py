@@ -42,7 +42,7 @@ class Source(Protocol):
 
 
 class Target:
-    """Where shards go: as numpy arrays to the positions of a mesh that need not be there."""
+    """Some positions of a mesh, to which shards go as numpy arrays. The mesh need not be there."""
 
     def __init__(self, layout: Sharding | MeshShape, positions: Sequence[int]):
         """Take a layout, or a mesh with the rules of its axes. Raises InputError for positions that it has not."""

@@ -1,4 +1,4 @@
-"""Which part of an array each device of a mesh holds, by arithmetic alone: the mesh need not be there.
+"""The part of an array that each device of a mesh holds, by arithmetic alone: the mesh need not be there.
 
 `NamedSharding` says the same of devices that JAX knows. This says it of any position in a mesh too, such as one of the
 64 that a process of a larger machine would have.

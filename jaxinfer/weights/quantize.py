@@ -44,7 +44,7 @@ def quantize_leaf(path: str, leaf: Any, format: str) -> Any:
 
 
 class Rounding(NamedTuple):
-    """How a parameter is rounded: its format, how many of its last axes are inputs, and how many in front a stack."""
+    """A way to round a parameter: its format, how many of its last axes are inputs, and how many in front a stack."""
 
     format: WeightFormat[Any]
     n_in: int

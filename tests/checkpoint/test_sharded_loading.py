@@ -1,21 +1,24 @@
 """Loading onto a mesh: the arrays of a model that was loaded whole and spread, and no more read than they take."""
 
-import json
+import importlib.util
 import os
-import struct
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_files import llama_tensors, write_gguf
-from safetensors.numpy import save_file
+from gguf_files import write_gguf
+from jax.sharding import PartitionSpec
+from safetensors.numpy import load_file, save_file
 
 from jaxinfer.checkpoint import convert, mapped
-from jaxinfer.checkpoint.assemble import flatten
+from jaxinfer.checkpoint.assemble import Assembly, flatten
+from jaxinfer.checkpoint.gguf import open_gguf
+from jaxinfer.checkpoint.huggingface import open_folder
 from jaxinfer.checkpoint.loading import load_checkpoint, read_shards
-from jaxinfer.checkpoint.presets import PUBLISHED
+from jaxinfer.checkpoint.slices import around, bounds_at, overlap, tiles
 from jaxinfer.errors import InputError
 from jaxinfer.sharding import MeshShape
 
@@ -33,23 +36,8 @@ def folder_of(name: str, folder: Path) -> Path:
     return folder
 
 
-def joined(shards: dict[int, np.ndarray], shape: tuple[int, ...], whole: np.ndarray, mesh: MeshShape, spec) -> None:
-    """Hold the shards of all devices to the whole array."""
-    from jaxinfer.checkpoint.slices import bounds_at
-
-    for position, shard in shards.items():
-        box = tuple(slice(*bound) for bound in bounds_at(position, spec, shape, mesh.shape))
-        np.testing.assert_array_equal(shard, whole[box])
-
-
-@pytest.mark.parametrize("name", sorted(file.stem for file in GOLDEN.glob("*.npz")))
-def test_every_part_of_every_family_is_that_of_the_whole(name, tmp_path):
-    """Parts that begin and end anywhere, not only where a mesh would cut."""
-    from jaxinfer.checkpoint.assemble import Assembly
-    from jaxinfer.checkpoint.huggingface import open_folder
-
-    family, config, tensors = open_folder(folder_of(name, tmp_path / name))
-    assembly = Assembly(tensors, family, config, "hf", np.dtype("float32"), name)
+def hold_parts_to_the_whole(assembly: Assembly) -> None:
+    """Read parts that begin and end anywhere, not only where a mesh would cut."""
     rng = np.random.default_rng(0)
     for path in assembly.leaves:
         whole = assembly.read(path)
@@ -60,35 +48,224 @@ def test_every_part_of_every_family_is_that_of_the_whole(name, tmp_path):
             assert part.ctypes.data % 64 == 0
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0", "Q5_1", "Q4_K", "Q6_K"])
-def test_parts_of_a_gguf_file(kind, tmp_path):
-    from jaxinfer.checkpoint.assemble import Assembly
-    from jaxinfer.checkpoint.gguf import open_gguf
+@pytest.mark.parametrize("name", sorted(file.stem for file in GOLDEN.glob("*.npz")))
+def test_every_part_of_every_family_is_that_of_the_whole(name, tmp_path):
+    family, config, tensors = open_folder(folder_of(name, tmp_path / name))
+    hold_parts_to_the_whole(Assembly(tensors, family, config, "hf", np.dtype("float32"), name))
 
-    tensors = llama_tensors()
-    try:
-        file = write_gguf(tmp_path / "tiny.gguf", tensors=tensors, kind=kind)
-    except NotImplementedError:  # k-quants are read by the package, and not written
-        pytest.skip(f"gguf writes no {kind}")
-    _, family, config, found = open_gguf(file)
-    assembly = Assembly(found, family, config, "gguf", np.dtype("float32"), "tiny")
-    rng = np.random.default_rng(0)
-    for path in assembly.leaves:
-        whole = assembly.read(path)
-        for _ in range(3):
-            box = tuple(tuple(sorted(rng.choice(n + 1, 2, replace=False).tolist())) for n in whole.shape)
-            part = assembly.read(path, box)
-            np.testing.assert_array_equal(part, whole[tuple(slice(*bound) for bound in box)], err_msg=f"{path} {box}")
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0", "Q5_1"])
+def test_parts_of_a_gguf_file(kind, tmp_path):
+    _, family, config, tensors = open_gguf(write_gguf(tmp_path / "tiny.gguf", kind=kind))
+    hold_parts_to_the_whole(Assembly(tensors, family, config, "gguf", np.dtype("float32"), "tiny"))
+
+
+@pytest.mark.quick
+def test_bounds_of_a_position():
+    mesh = {"data": 2, "tensor": 4}
+    assert bounds_at(6, PartitionSpec("tensor", None), (8, 5), mesh) == ((4, 6), (0, 5))  # at data 1, tensor 2
+    assert bounds_at(6, PartitionSpec(None, ("tensor", "data")), (3, 16), mesh) == ((0, 3), (10, 12))
+    assert bounds_at(6, PartitionSpec(), (3,), mesh) == ((0, 3),)
+
+
+@pytest.mark.quick
+def test_tiles_cover_a_box_once_and_are_small():
+    box = ((1, 4), (2, 7), (0, 6))
+    for most in (1, 6, 7, 20, 30, 31, 1000):
+        filled = np.zeros((4, 7, 6), int)
+        for tile in tiles(box, 2, most):
+            part = filled[tuple(slice(*bound) for bound in tile)]
+            part += 1
+            assert part.size <= max(most, 6)
+        assert (filled[1:, 2:] == 1).all()
+        assert filled.sum() == 3 * 5 * 6
+    assert list(tiles(box, 0, 1)) == [box]
+    assert around([((0, 2), (5, 6)), ((1, 3), (2, 3))]) == ((0, 3), (2, 6))
+    assert overlap(((0, 2), (5, 6)), ((1, 3), (2, 6))) == ((1, 2), (5, 6))
+    assert overlap(((0, 2),), ((2, 3),)) is None
 
 
 def test_one_device_of_eight_reads_an_eighth(tmp_path):
     file = write_gguf(tmp_path / "tiny.gguf")
+    convert(file, tmp_path / "orbax")
     size = file.stat().st_size
+    mesh = MeshShape.of("fsdp=8")
     with mapped.counting() as count:
-        shards = read_shards(file, MeshShape.of("fsdp=8"), [5])
+        shards = read_shards(file, mesh, [5])
     held = sum(x.nbytes for own in shards.values() for x in own.values())
-    assert count.bytes == held  # float32 as in the file
-    assert 0.12 * size < count.bytes < 0.13 * size
+    assert count.bytes == held  # both in float32
+    assert 0.12 * size < held < 0.13 * size
     with mapped.counting() as count:
-        load_checkpoint(file)
+        whole = flatten(load_checkpoint(file).params)
     assert 0.95 * size < count.bytes <= size
+    with mapped.counting() as count:
+        again = read_shards(tmp_path / "orbax", mesh, [5, 0])
+    assert count.bytes == 2 * held
+    for path, own in again.items():
+        np.testing.assert_array_equal(own[5], shards[path][5])
+        assert set(own) == {0, 5}
+    embedding = np.asarray(whole["embed/embedding"])
+    np.testing.assert_array_equal(shards["embed/embedding"][5], embedding[:, 5 * 32 : 6 * 32])
+    # Blocks of 32 numbers are whole in the shares of eight; what is read is an eighth of them too.
+    coded = write_gguf(tmp_path / "coded.gguf", kind="Q8_0")
+    with mapped.counting() as count:
+        read_shards(coded, mesh, [5])
+    assert 0.115 * coded.stat().st_size < count.bytes < 0.13 * coded.stat().st_size
+
+
+def test_devices_that_the_mesh_has_not(tmp_path):
+    file = write_gguf(tmp_path / "tiny.gguf")
+    with pytest.raises(InputError, match="device 8: the mesh has the devices 0 to 7"):
+        read_shards(file, MeshShape.of("fsdp=8"), [8])
+
+
+def test_what_is_wrong_with_a_file_is_said_of_its_shards_too(tmp_path):
+    folder = folder_of("llama", tmp_path / "llama")
+    weights = folder / "model.safetensors"
+    tensors, mesh = load_file(weights), MeshShape.of("tensor=2")
+    broken = tensors["model.layers.1.mlp.down_proj.weight"]
+    broken[3, 40] = np.nan  # of 64 columns: on the second device
+    save_file(tensors, weights)
+    with pytest.warns(UserWarning, match=r"'model.layers.1.mlp.down_proj.weight' holds NaN or infinite numbers"):
+        read_shards(folder, mesh, [1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_shards(folder, mesh, [0])
+    save_file({name: x for name, x in tensors.items() if "up_proj" not in name}, weights)
+    with pytest.raises(InputError, match="is missing from this llama model"):
+        read_shards(folder, mesh, [0])
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(InputError, match="is cut short or not a safetensors file"):
+        read_shards(folder, mesh, [0])
+
+
+@pytest.mark.parametrize("weights", ["int8", "nf4"])
+def test_progress_and_rounded_shards(weights, tmp_path):
+    folder = folder_of("mixtral", tmp_path / "mixtral")
+    told = []
+    mesh = MeshShape.of("expert=2,tensor=2")
+    shards = read_shards(folder, mesh, range(4), weights=weights, progress=lambda *at: told.append(at))
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1][0] == told[-1][1]
+    whole = flatten(load_checkpoint(folder, weights=weights).params)
+    up = whole["segment_0/layer_0/moe/up"]
+    for name, array in up.arrays().items():
+        for position, own in shards[f"segment_0/layer_0/moe/up/{name}"].items():
+            experts = np.asarray(array)[:, position // 2 * own.shape[1] :][:, : own.shape[1]]
+            if name == "codes":
+                experts = experts[:, :, position % 2 * own.shape[2] :][:, :, : own.shape[2]]
+                assert own.shape[2] * 2 == array.shape[2]
+            if experts.shape == own.shape:
+                np.testing.assert_array_equal(own, experts)
+
+
+@pytest.fixture(scope="module")
+def sparse():
+    spec = importlib.util.spec_from_file_location("sharded_loading", ROOT / "experiments" / "sharded_loading.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["sharded_loading"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are measured on Linux")
+def test_a_large_checkpoint_never_lies_in_memory(sparse, tmp_path):
+    """Two layers of Llama 3 70B as files of holes: one device of 64 takes little more than its share of 7.6 GB."""
+    size = sparse.write_sparse(tmp_path, "llama-3-70b", layers=2)
+    assert size > 7 << 30
+    assert sum(file.stat().st_blocks * 512 for file in tmp_path.iterdir()) < 1 << 20
+    found = sparse.measured(tmp_path, "fsdp=8,tensor=8", 1, None)
+    assert found["held"] == found["read"]
+    assert abs(found["held"] * 64 / size - 1) < 0.001
+    assert found["peak"] < 3 * found["held"] < size / 20
+    assert not any(path.stat().st_blocks * 512 > 1 << 20 for path in tmp_path.iterdir())
+
+
+ON_EIGHT_DEVICES = """
+import sys
+import jax, numpy as np, jaxinfer
+from jaxinfer.sharding import MeshShape
+from jaxinfer.weights.formats import FORMATS
+
+assert len(jax.devices()) == 8
+
+def same(source, mesh, **options):
+    mesh = MeshShape.of(mesh).on()
+    whole = jaxinfer.load(source, **options).shard(mesh)
+    model = jaxinfer.load(source, mesh=mesh, **options)
+    for field in ("layout", "config", "name", "dtype", "weights"):
+        assert getattr(model, field) == getattr(whole, field), (source, field)
+    assert (model.tokenizer is None) == (whole.tokenizer is None)
+    one, other = (jax.tree_util.tree_flatten_with_path(m.params) for m in (model, whole))
+    assert one[1] == other[1], source
+    for (path, a), (_, b) in zip(one[0], other[0], strict=True):
+        where = source, options, path
+        assert a.sharding == b.sharding and a.dtype == b.dtype and a.shape == b.shape, where
+        for mine, theirs in zip(a.addressable_shards, b.addressable_shards, strict=True):
+            assert (mine.device, mine.index) == (theirs.device, theirs.index), where
+            assert np.asarray(mine.data).tobytes() == np.asarray(theirs.data).tobytes(), where
+    return model
+
+folder, mesh = sys.argv[1], "fsdp=2,tensor=4"
+for name in ("gpt-oss", "deepseek-v3", "phi3", "gpt-neox", "mamba2"):
+    same(f"{folder}/{name}", "expert=2,fsdp=2,tensor=2")
+same(f"{folder}/gpt-oss", "expert=2,fsdp=2,tensor=2", weights="int4")
+model = same(f"{folder}/tiny.gguf", mesh)
+up = model.params["segment_0"]["layer_0"]["mlp"]["up"]["kernel"]
+assert up.addressable_shards[0].data.shape == (2, 128, 128)
+same(f"{folder}/tiny.gguf", "pipeline=2,fsdp=4", dtype="bfloat16")
+for weights in FORMATS:
+    same(f"{folder}/tiny.gguf", mesh, weights=weights)
+same(f"{folder}/orbax", mesh)
+same(f"{folder}/orbax", mesh, dtype="bfloat16", weights="int8")
+same(f"{folder}/coded", mesh)
+same("random:smollm2-135m", "fsdp=4,tensor=2", dtype="bfloat16")
+tokens = [3, 1, 4, 1, 5]
+whole = jaxinfer.load(f"{folder}/tiny.gguf")
+spread = jaxinfer.load(f"{folder}/tiny.gguf", mesh=MeshShape.of(mesh).on())
+assert whole.generate(tokens, max_new_tokens=6).tokens == spread.generate(tokens, max_new_tokens=6).tokens
+wrong = (jax.make_mesh((8,), ("model",)), "a mesh has no axis 'model'"), ("tensor=8", "must be a jax.sharding.Mesh")
+for bad, said in wrong:
+    try:
+        jaxinfer.load(f"{folder}/absent", mesh=bad)
+    except jaxinfer.InputError as error:
+        assert said in str(error), error
+    else:
+        raise AssertionError(said)
+print("equal")
+"""
+
+
+def on_eight_devices(program: str, *arguments: str) -> None:
+    env = os.environ | {
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1:] == ["equal"], done.stderr[-3000:]
+
+
+def test_eight_devices_hold_what_spreading_gives_them(tmp_path):
+    for name in ("gpt-oss", "deepseek-v3", "phi3", "gpt-neox", "mamba2"):
+        folder_of(name, tmp_path / name)
+    write_gguf(tmp_path / "tiny.gguf", kind="Q8_0")
+    convert(tmp_path / "tiny.gguf", tmp_path / "orbax")
+    convert(tmp_path / "tiny.gguf", tmp_path / "coded", weights="int4")
+    on_eight_devices(ON_EIGHT_DEVICES, str(tmp_path))
+
+
+REAL = (
+    ON_EIGHT_DEVICES.partition("\nfolder, mesh")[0]
+    + """
+same("smollm2-135m", "fsdp=8", dtype="bfloat16")  # shares of 72 numbers, in blocks of 32
+same("smollm2-135m", "data=2,tensor=4", dtype="bfloat16", weights="int8")
+print("equal")
+"""
+)
+
+
+def test_a_real_model_on_eight_devices():
+    on_eight_devices(REAL)
