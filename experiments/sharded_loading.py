@@ -165,20 +165,22 @@ def measure(item: tuple[str, str | None], run: Run) -> Row:
         found = measured(folder, mesh, config.devices, weights)
     parts = MeshShape.of(mesh).size
     named = {"shape": config.shape, "mesh": mesh, "devices": config.devices, "of": parts}
-    return {**named, "weights": weights or "bfloat16", "files": size, "on_disk": on_disk, **found}
+    in_gb = {f"{what}_gb": round(found[what] / 1e9, 3) for what in ("held", "read", "peak", "before")}
+    sizes = {"files_gb": round(size / 1e9, 3), "on_disk_mb": round(on_disk / 1e6, 3)}
+    return {**named, "weights": weights or "bfloat16", **sizes, **in_gb, "seconds": found["seconds"]}
 
 
 def table(rows: Sequence[Row]) -> Table:
     """Show the finished rows."""
-    columns: dict[str, Any] = {
+    columns = {
         "mesh": "{mesh}",
         "weights": "{weights}",
         "devices": "{devices} of {of}",
-        "files GB": lambda row: f"{row['files'] / 1e9:.1f}",
-        "on disk MB": lambda row: f"{row['on_disk'] / 1e6:.1f}",
-        "held GB": lambda row: f"{row['held'] / 1e9:.2f}",
-        "read GB": lambda row: f"{row['read'] / 1e9:.2f}",
-        "peak GB": lambda row: f"{row['peak'] / 1e9:.2f}",
+        "files GB": "{files_gb:.1f}",
+        "on disk MB": "{on_disk_mb:.1f}",
+        "held GB": "{held_gb:.2f}",
+        "read GB": "{read_gb:.2f}",
+        "peak GB": "{peak_gb:.2f}",
         "s": "{seconds}",
     }
     return Table.of(rows, columns)
@@ -191,7 +193,7 @@ def files(run: Run) -> dict[str, str]:
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
         "versions": {"jax": version("jax"), "jaxinfer": jaxinfer.__version__},
-        "note": "Bytes. Files of holes: their numbers are zero. peak: of resident memory over what it was `before`",
+        "note": "Files of holes: their numbers are zero. Peak: of resident memory over what it was before",
         "rows": list(run.rows),
     }
     return {"sharded_loading.json": json.dumps(data, indent=1) + "\n"}

@@ -88,7 +88,8 @@ def load(
 
     Raises InputError if the folder is not such a checkpoint, is damaged, or has weights of another format already.
     """
-    has_checksums = checksums.verify(path, (MANIFEST, TOKENIZER, SETTINGS), (PARAMS,))
+    turns = target.turns if target else (0, 1)
+    has_checksums = checksums.verify(path, (MANIFEST, TOKENIZER, SETTINGS), (PARAMS,), *turns)
     manifest = _read_manifest(path / MANIFEST)
     config = config_from_json(manifest.config, f"{path / MANIFEST}: config")
     if weights is not None and manifest.weights not in (None, weights):

@@ -44,6 +44,8 @@ class Source(Protocol):
 class Target:
     """Some positions of a mesh, to which shards go as numpy arrays. The mesh need not be there."""
 
+    turns = 0, 1  # the number of this process, and how many read the same source together
+
     def __init__(self, layout: Sharding | MeshShape, positions: Sequence[int]):
         """Take a layout, or a mesh with the rules of its axes. Raises InputError for positions that it has not."""
         mesh: Any = layout.mesh if isinstance(layout, Sharding) else layout
@@ -78,6 +80,7 @@ class OnMesh(Target):
         here = {*jax.local_devices(backend=devices[0].platform)}
         super().__init__(layout, [position for position, device in enumerate(devices) if device in here])
         self.devices, self.on = devices, layout.mesh
+        self.turns = jax.process_index(), jax.process_count()
 
     def put(self, array: np.ndarray, position: int) -> jax.Array:
         return jax.block_until_ready(jax.device_put(array, self.devices[position]))
