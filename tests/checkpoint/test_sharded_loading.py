@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 import warnings
@@ -237,16 +238,24 @@ print("equal")
 """
 
 
-def on_eight_devices(program: str, *arguments: str) -> None:
+def start(program: str, *arguments: str, devices: int = 8) -> subprocess.Popen:
     env = os.environ | {
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.stdout.splitlines()[-1:] == ["equal"], done.stderr[-3000:]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def end(process: subprocess.Popen) -> None:
+    """Wait until it has said that all is equal."""
+    try:
+        out, error = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert out.splitlines()[-1:] == ["equal"], error[-3000:]
 
 
 def test_eight_devices_hold_what_spreading_gives_them(tmp_path):
@@ -255,7 +264,7 @@ def test_eight_devices_hold_what_spreading_gives_them(tmp_path):
     write_gguf(tmp_path / "tiny.gguf", kind="Q8_0")
     convert(tmp_path / "tiny.gguf", tmp_path / "orbax")
     convert(tmp_path / "tiny.gguf", tmp_path / "coded", weights="int4")
-    on_eight_devices(ON_EIGHT_DEVICES, str(tmp_path))
+    end(start(ON_EIGHT_DEVICES, str(tmp_path)))
 
 
 REAL = (
@@ -268,4 +277,49 @@ print("equal")
 
 
 def test_a_real_model_on_eight_devices():
-    on_eight_devices(REAL)
+    end(start(REAL))
+
+
+IN_TWO_PROCESSES = """
+import os, sys
+import jax, numpy as np
+
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+
+import jaxinfer
+from jaxinfer.checkpoint import mapped
+from jaxinfer.checkpoint.assemble import flatten
+from jaxinfer.checkpoint.loading import load_checkpoint
+from jaxinfer.sharding import MeshShape
+from jaxinfer.weights.qtensor import to_plain
+
+mesh, size = MeshShape.of("tensor=2,fsdp=4").on(), os.path.getsize(sys.argv[3])
+assert len(jax.local_devices()) == 4 and mesh.size == 8
+for source, weights in ((sys.argv[3], None), (sys.argv[3], "int8"), (sys.argv[4], None)):
+    with mapped.counting() as count:
+        model = jaxinfer.load(source, mesh=mesh, weights=weights)
+    whole = flatten(to_plain(load_checkpoint(source, weights=weights).params))
+    for path, leaf in flatten(to_plain(model.params)).items():
+        assert leaf.sharding.mesh == mesh and len(leaf.addressable_shards) == 4
+        for shard in leaf.addressable_shards:
+            assert np.array_equal(shard.data, whole[path][shard.index]), (source, path)
+    if weights is None:
+        assert 0.49 * size < count.bytes < 0.65 * size, (source, count.bytes / size)  # k and v of 2 heads are split too
+print("equal")
+"""
+
+
+def test_two_processes_read_a_half_each(tmp_path):
+    file = write_gguf(tmp_path / "tiny.gguf")
+    convert(file, tmp_path / "orbax")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    both = [start(IN_TWO_PROCESSES, address, n, str(file), str(tmp_path / "orbax"), devices=4) for n in "01"]
+    try:
+        for process in both:
+            end(process)
+    finally:
+        for process in both:
+            process.kill()
