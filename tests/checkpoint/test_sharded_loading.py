@@ -14,7 +14,7 @@ from gguf_files import write_gguf
 from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file, save_file
 
-from jaxinfer.checkpoint import convert, mapped
+from jaxinfer.checkpoint import convert, mapped, orbax_io
 from jaxinfer.checkpoint.assemble import Assembly, flatten
 from jaxinfer.checkpoint.gguf import open_gguf
 from jaxinfer.checkpoint.huggingface import open_folder
@@ -323,3 +323,20 @@ def test_two_processes_read_a_half_each(tmp_path):
     finally:
         for process in both:
             process.kill()
+
+
+def test_parts_of_an_orbax_folder_whose_arrays_are_in_chunks(tmp_path, monkeypatch):
+    file = write_gguf(tmp_path / "tiny.gguf")
+    monkeypatch.setattr(orbax_io, "CHUNK", 1 << 14)
+    convert(file, tmp_path / "orbax")
+    whole = flatten(load_checkpoint(file).params)
+    stored = orbax_io.Stored(tmp_path / "orbax" / "params", whole)
+    rng = np.random.default_rng(0)
+    for path, leaf in whole.items():
+        box = tuple(tuple(sorted(rng.choice(n + 1, 2, replace=False).tolist())) for n in leaf.shape)
+        part = tuple(slice(*bound) for bound in box)
+        np.testing.assert_array_equal(stored.read(path, box), leaf[part], err_msg=path)
+        assert np.prod(stored._array(path).chunk_layout.read_chunk.shape) <= 1 << 12  # numbers of four bytes
+    (tmp_path / "orbax" / "params" / "manifest.ocdbt").write_bytes(b"no manifest")
+    with pytest.raises(InputError, match="params: is damaged: "):
+        orbax_io.Stored(tmp_path / "orbax" / "params", whole).read("embed/embedding")
