@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxinfer.checkpoint.assemble import aligned, flatten, largest_first, unflatten
 from jaxinfer.checkpoint.mapped import Bounds
@@ -77,7 +77,7 @@ class OnMesh(Target):
 
     def __init__(self, layout: Sharding):
         devices = list(layout.mesh.devices.flat)
-        here = {*jax.local_devices(backend=devices[0].platform)}
+        here = NamedSharding(layout.mesh, PartitionSpec()).addressable_devices
         super().__init__(layout, [position for position, device in enumerate(devices) if device in here])
         self.devices, self.on = devices, layout.mesh
         self.turns = jax.process_index(), jax.process_count()
