@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.cache import CachePolicy
-from jaxinfer.checkpoint.loading import load_checkpoint
+from jaxinfer.checkpoint.loading import load_checkpoint, load_sharded
 from jaxinfer.checkpoint.override import check_fits, tokenizer_at
 from jaxinfer.checkpoint.presets import shape_of
 from jaxinfer.config import ModelConfig
@@ -303,7 +303,13 @@ class Model:
 
 
 def load(
-    source: str, dtype: str | None = None, weights: str | None = None, tokenizer: str | Path | None = None
+    source: str,
+    dtype: str | None = None,
+    weights: str | None = None,
+    tokenizer: str | Path | None = None,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    rules: Rules | None = None,
 ) -> Model:
     """Load a model from a built-in name, a GGUF file, a Hugging Face folder or hub id, or an Orbax checkpoint of ours.
 
@@ -312,7 +318,8 @@ def load(
     dtype: "float32" or "bfloat16", of the weights and activations; None: float32 on a CPU, bfloat16 elsewhere. weights:
     "int8", "int4" and the other formats of `weights.formats`, into which they are rounded one by one while they are
     read. tokenizer: a folder with a tokenizer.json, a tokenizer.json, or a GGUF file, whose tokenizer is taken in place
-    of the model's own. Raises InputError if there is nothing to load, or something is wrong with it.
+    of the model's own. mesh, rules: spread it over a mesh, as `Model.shard` does: each process reads only what its
+    devices hold. Raises InputError if there is nothing to load, or something is wrong with it.
     """
 
     if weights is not None:
@@ -325,6 +332,9 @@ def load(
         dtype = "float32" if choices.FLOAT32.here() else "bfloat16"
     check_dtype(dtype)
     enable_compilation_cache()
+    if mesh is not None:
+        found = load_sharded(source, dtype, weights, tokenizer, mesh, rules)
+        return Model(found.config, found.params, found.tokenizer, found.name, dtype).shard(mesh, rules)
     if shape := shape_of(source):
         model = dataclasses.replace(Model.random(shape, dtype=dtype), name=source)
         if tokenizer is not None:

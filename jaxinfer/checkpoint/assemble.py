@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 from jaxinfer.checkpoint.finite import all_finite
-from jaxinfer.checkpoint.mapping import Family, Format, Slot, Tensor, Tensors, slots
+from jaxinfer.checkpoint.mapped import Bounds
+from jaxinfer.checkpoint.mapping import Family, Format, Slot, Tensor, Tensors, Window, slots
 from jaxinfer.checkpoint.sizes import check_sizes
 from jaxinfer.config import ModelConfig
 from jaxinfer.errors import InputError, shown
@@ -49,35 +50,70 @@ def assemble_params(
     if there are weights that are no finite numbers. Raises InputError, before any tensor is read, if a tensor is
     missing, not known, of numbers that are not read, or has the wrong shape.
     """
-    in_turn = any("{e}" in (rule.hf if fmt == "hf" else rule.gguf or "") for rule in family.rules)
-    check_sizes(cfg, tensors, in_turn, source)
-    leaves = flatten(abstract_params(cfg, dtype))
-    wanted = slots(family, cfg, fmt, set(leaves))
-    _check(tensors, wanted, leaves, family, source)
-    by_leaf = defaultdict(list)
-    for name, parts in wanted.items():
-        for slot in parts:
-            by_leaf[slot.path].append((name, slot))
+    assembly = Assembly(tensors, family, cfg, fmt, dtype, source)
     placed = {}
-    broken: set[str] = set()  # tensors that hold NaN or infinities
-    for path in sorted(
-        leaves, key=lambda path: -leaves[path].size
-    ):  # a leaf may exist twice for a moment: largest first
-        leaf = _aligned(leaves[path].shape, leaves[path].dtype)
-        blocks = [
-            block
-            for name, slot in by_leaf[path]
-            for block in _blocks(slot.of(leaf), slot.read(tensors[name]), slot.offset, partial(broken.add, name))
-        ]
+    for path in largest_first(assembly.leaves):  # a leaf may exist twice for a moment
+        leaf = assembly.read(path)
+        placed[path] = jax.block_until_ready(finish(path, jax.block_until_ready(place(leaf))))
+        del leaf
+    assembly.warn()
+    return unflatten(placed)
+
+
+def largest_first(leaves: dict[str, Any]) -> list[str]:
+    """Return the paths of parameters, the largest first."""
+    return sorted(leaves, key=lambda path: -leaves[path].size)
+
+
+class Assembly:
+    """Parameters, by path, that are assembled from a checkpoint's tensors when they are asked for, whole or in part."""
+
+    def __init__(self, tensors: Tensors, family: Family, cfg: ModelConfig, fmt: Format, dtype: Any, source: str):
+        """Hold the tensors to the configuration. For arguments and errors see `assemble_params`."""
+        in_turn = any("{e}" in (rule.hf if fmt == "hf" else rule.gguf or "") for rule in family.rules)
+        check_sizes(cfg, tensors, in_turn, source)
+        self.leaves: dict[str, Any] = flatten(abstract_params(cfg, dtype))
+        wanted = slots(family, cfg, fmt, set(self.leaves))
+        _check(tensors, wanted, self.leaves, family, source)
+        self._slots = defaultdict(list)
+        for name, parts in wanted.items():
+            for slot in parts:
+                self._slots[slot.path].append((name, slot.read(tensors[name]), slot))
+        self._names, self._source = tuple(wanted), source
+        self._broken: set[str] = set()  # tensors that hold NaN or infinities
+
+    def read(self, path: str, index: Bounds | None = None) -> np.ndarray:
+        """Read a parameter, or the part of it between start and stop of each axis: an array at a multiple of 64 bytes.
+
+        Of the files no more is read than the part needs, but for the rows that a reader cannot cut.
+        """
+        shape, dtype = self.leaves[path].shape, self.leaves[path].dtype
+        index = index or tuple((0, n) for n in shape)
+        axes = {axis for *_, slot in self._slots[path] for axis in slot.whole_axes()}
+        read = tuple((0, shape[i]) if i in axes else bound for i, bound in enumerate(index))
+        part = aligned(tuple(stop - start for start, stop in read), dtype)
+        blocks: list[Callable[[], None]] = []
+        for name, tensor, slot in self._slots[path]:
+            window = slot.window(shape, read)
+            if window is not None and part.size:
+                blocks += _blocks(window, window.of(part), tensor, slot.offset, partial(self._broken.add, name))
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy's loops run beside each other
             list(pool.map(lambda fill: fill(), blocks))
-        placed[path] = jax.block_until_ready(finish(path, jax.block_until_ready(place(leaf))))
-        del leaf, blocks
-    if broken:
-        first = next(name for name in wanted if name in broken)
-        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
-        warnings.warn(f"{source}: tensor {shown(first, 120)}{more} holds NaN or infinite numbers", stacklevel=3)
-    return unflatten(placed)
+        if read == index:
+            return part
+        own = part[tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(index, read, strict=True))]
+        cut = aligned(own.shape, dtype)
+        cut[...] = own
+        return cut
+
+    def warn(self) -> None:
+        """Warn if something that was read is no finite number."""
+        if self._broken:
+            first = next(name for name in self._names if name in self._broken)
+            more = f" (and {len(self._broken) - 1} more)" if len(self._broken) > 1 else ""
+            warnings.warn(
+                f"{self._source}: tensor {shown(first, 120)}{more} holds NaN or infinite numbers", stacklevel=4
+            )
 
 
 def _check(tensors: Tensors, wanted: dict[str, list[Slot]], leaves: dict, family: Family, source: str) -> None:
@@ -108,20 +144,24 @@ def _check(tensors: Tensors, wanted: dict[str, list[Slot]], leaves: dict, family
 
 
 def _blocks(
-    view: np.ndarray, tensor: Tensor, offset: float, found_broken: Callable[[], None]
+    window: Window, view: np.ndarray, tensor: Tensor, offset: float, found_broken: Callable[[], None]
 ) -> Iterator[Callable[[], None]]:
     """Make what writes a tensor of the file into a view of its parameter, in blocks along the first axis of the view.
 
     `found_broken` is called where a block holds NaN or infinities.
     """
-    rows_per_step = tensor.shape[0] // view.shape[0]  # above 1 where the view splits the file's rows, into heads
+    first = window.box[0][0]
     steps = max(1, BLOCK_ELEMENTS * view.shape[0] // max(1, view.size))
 
     def fill(start: int) -> None:
         stop = min(start + steps, view.shape[0])
-        block = tensor.rows(start * rows_per_step, stop * rows_per_step)
-        if not all_finite(block.reshape(-1)[:: tensor.shared]):
+        bounds = ((first + start * window.step, first + stop * window.step), *window.box[1:])
+        block = tensor.box(bounds)
+        aligned_to_scales = tensor.has_rows(bounds) and (len(bounds) > 1 or bounds[0][0] % tensor.shared == 0)
+        every = tensor.shared if aligned_to_scales else 1
+        if not all_finite(block.reshape(-1)[::every]):
             found_broken()
+        block = block.reshape(stop - start, *window.lengths[1:])[window.cut]
         if offset:
             block = block.astype(np.float32) + np.float32(offset)
         # Cast first: numpy casts bfloat16 slowly where the destination is strided.
@@ -130,7 +170,7 @@ def _blocks(
     return (partial(fill, start) for start in range(0, view.shape[0], steps))
 
 
-def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Make an uninitialized array at a multiple of 64 bytes: `jax.device_put` to a CPU takes it over without a copy."""
     n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = np.empty(n_bytes + 64, np.uint8)

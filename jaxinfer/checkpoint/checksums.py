@@ -27,12 +27,13 @@ def write(folder: Path) -> None:
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def verify(folder: Path, own: Collection[str], of: Collection[str] = ()) -> bool:
+def verify(folder: Path, own: Collection[str], of: Collection[str] = (), process: int = 0, processes: int = 1) -> bool:
     """Verify the files of a folder, and give whether it has checksums at all.
 
-    `own`: files that are read from the folder if they are there, `of`: folders in it that are read whole; nothing of
-    these may be without a checksum. Raises InputError for a file that is missing, is not what was written, or was
-    added.
+    `own`: files that are read from the folder if they are there, `of`: folders in it that are read; nothing of these
+    may be without a checksum. With several processes each verifies its share of the latter, by turns, the largest
+    first: all is verified, and none reads it all. Raises InputError for a file that is missing, is not what was
+    written, or was added.
     """
     if not (folder / CHECKSUMS).exists():
         return False
@@ -43,8 +44,11 @@ def verify(folder: Path, own: Collection[str], of: Collection[str] = ()) -> bool
     for name in found:
         if name not in wanted and (name in own or name.split("/")[0] in of):
             raise InputError(f"{folder / name}: was not written with this folder: {CHECKSUMS} does not list it")
-    digests = _digests(folder, {name: found[name] for name in wanted})
-    for name in wanted:
+    shared = sorted((name for name in wanted if name.split("/")[0] in of), key=lambda name: (-found[name], name))
+    others = {name for n, name in enumerate(shared) if n % processes != process}
+    mine = [name for name in wanted if name not in others]
+    digests = _digests(folder, {name: found[name] for name in mine})
+    for name in mine:
         if digests[name] != wanted[name]:
             raise InputError(f"{folder / name}: is damaged: its checksum is not that in {CHECKSUMS}; {AGAIN}")
     return True

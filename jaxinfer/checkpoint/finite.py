@@ -1,7 +1,7 @@
 """Weights that are no finite numbers: a model that has some writes nonsense, and is loaded with a warning."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,7 +28,11 @@ def _finite(x: np.ndarray) -> bool:
 
 def warn_of_others(arrays: Mapping[str, np.ndarray], where: str, what: str = "parameter") -> None:
     """Warn, once, of those of these arrays that hold what is no finite number."""
-    bad = [name for name, x in arrays.items() if not all_finite(x)]
+    warn_of([name for name, x in arrays.items() if not all_finite(x)], where, what)
+
+
+def warn_of(bad: Sequence[str], where: str, what: str = "parameter") -> None:
+    """Warn, once, of the arrays with these names, if there are any."""
     if bad:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        warnings.warn(f"{where}: {what} {shown(bad[0], 120)}{more} holds NaN or infinite numbers", stacklevel=5)
+        warnings.warn(f"{where}: {what} {shown(bad[0], 120)}{more} holds NaN or infinite numbers", stacklevel=6)

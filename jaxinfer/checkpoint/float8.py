@@ -9,14 +9,14 @@ A matrix `*.weight` float8_e4m3fn[out, in] comes with what its numbers are multi
 They are widened while they are read. Activations are not quantized: the scales that some files have for them are left.
 """
 
-import json
 import re
-from pathlib import Path
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.checkpoint.fields import Fields
+from jaxinfer.checkpoint.mapped import Bounds
 from jaxinfer.checkpoint.mapping import Tensor, Tensors
 from jaxinfer.errors import InputError, shown
 
@@ -72,24 +72,6 @@ def _block(fields: Fields, name: str) -> Block:
     return sizes[0], sizes[1]
 
 
-def codes(file: Path) -> Tensors:
-    """Read the float8 tensors of a safetensors file as bytes: numpy has no such numbers, nor has its reader.
-
-    The file is one that safetensors has opened: its header is sound.
-    """
-    raw = np.memmap(file, np.uint8, "r")
-    begin = 8 + int.from_bytes(raw[:8].tobytes(), "little")
-    header = json.loads(raw[8:begin].tobytes())
-    header.pop("__metadata__", None)
-
-    def tensor(shape: list[int], start: int, stop: int) -> Tensor:
-        whole = raw[begin + start : begin + stop].reshape(shape)
-        return Tensor(tuple(shape), lambda first, last: whole[first:last])
-
-    found = {name: entry for name, entry in header.items() if entry["dtype"] == DTYPE}
-    return {name: tensor(entry["shape"], *entry["data_offsets"]) for name, entry in found.items()}
-
-
 def widened(packed: Tensors, tensors: Tensors, block: Block | None, source: str) -> Tensors:
     """Return `tensors` without scales, `packed` as numbers. Raises InputError if scales are missing or do not fit."""
     found = {name: x for name, x in tensors.items() if not _OF_ACTIVATIONS.fullmatch(name)}
@@ -110,22 +92,33 @@ def _widened(name: str, tensor: Tensor, scale: str, scales: Tensor, block: Block
         )
     n_rows, n_columns = tensor.shape
     expected = (-(-n_rows // block[0]), -(-n_columns // block[1])) if block else (n_rows, 1)
-    if scales.shape in ((), (1,), (1, 1)):
-        return Tensor(tensor.shape, lambda start, stop: _NUMBERS[tensor.rows(start, stop)] * _column(scales, 0, 1))
-    if block is None and scales.shape in ((n_rows,), (n_rows, 1)):
-        return Tensor(
-            tensor.shape, lambda start, stop: _NUMBERS[tensor.rows(start, stop)] * _column(scales, start, stop)
-        )
-    if block is None or scales.shape != expected:
-        raise InputError(f"{source}: tensor {shown(scale, 120)} has shape {scales.shape}, expected {expected}")
+    one = scales.shape in ((), (1,), (1, 1))
+    if not one and not (block is None and scales.shape in ((n_rows,), (n_rows, 1))):
+        if block is None or scales.shape != expected:
+            raise InputError(f"{source}: tensor {shown(scale, 120)} has shape {scales.shape}, expected {expected}")
+        return _in_blocks(tensor, scales, block)
+
+    def boxes(bounds: Bounds) -> np.ndarray:
+        return _NUMBERS[tensor.box(bounds)] * _column(scales, *((0, 1) if one else bounds[0]))
+
+    return _from_boxes(tensor.shape, boxes)
+
+
+def _in_blocks(tensor: Tensor, scales: Tensor, block: Block) -> Tensor:
     height, width = block
 
-    def rows(start: int, stop: int) -> np.ndarray:
-        first, last = start // height, -(-stop // height)
-        each = scales.rows(first, last).astype(np.float32).repeat(width, axis=1)[:, :n_columns]
-        return _NUMBERS[tensor.rows(start, stop)] * each[np.arange(start, stop) // height - first]
+    def boxes(bounds: Bounds) -> np.ndarray:
+        (start, stop), (left, right) = bounds
+        first, begin = start // height, left // width
+        each = scales.box(((first, -(-stop // height)), (begin, -(-right // width)))).astype(np.float32)
+        rows, columns = np.arange(start, stop) // height - first, np.arange(left, right) // width - begin
+        return _NUMBERS[tensor.box(bounds)] * each[:, columns][rows]
 
-    return Tensor(tensor.shape, rows)
+    return _from_boxes(tensor.shape, boxes)
+
+
+def _from_boxes(shape: tuple[int, ...], boxes: Callable[[Bounds], np.ndarray]) -> Tensor:
+    return Tensor(shape, lambda start, stop: boxes(((start, stop), (0, shape[1]))), boxes=boxes)
 
 
 def _column(scales: Tensor, start: int, stop: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxinfer.checkpoint.families import by_gguf_arch, by_name, configured
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.gguf_header import Header, TensorInfo, read_header
+from jaxinfer.checkpoint.mapped import Bounds
 from jaxinfer.checkpoint.mapping import Family, Tensor, Tensors
 from jaxinfer.checkpoint.sizes import check_layers
 from jaxinfer.config import ModelConfig
@@ -108,20 +109,24 @@ def _tensor(header: Header, name: str, info: TensorInfo) -> tuple[Tensor, int]:
             f"and the file has {len(header.data)}; download it again"
         )
 
-    def rows(start: int, stop: int) -> np.ndarray:
-        """Read rows start..stop of the first axis, float32. A vector is dequantized whole: blocks run along it."""
-        if len(info.shape) == 1:
-            return dequantized(0, 1)[0, start:stop]
-        per_row = n_rows // info.shape[0]
-        return dequantized(start * per_row, stop * per_row).reshape(stop - start, *info.shape[1:])
+    stored = (*info.shape[:-1], info.shape[-1] // block, block_bytes)  # rows of blocks of bytes
+    mapped = header.file
 
-    def dequantized(start: int, stop: int) -> np.ndarray:
-        raw = np.frombuffer(header.data, np.uint8, (stop - start) * row_bytes, info.start + start * row_bytes)
+    def boxes(bounds: Bounds) -> np.ndarray:
+        """Read a box, float32: of the last axis, along which blocks run, all blocks that hold some of it."""
+        *outer, (start, stop) = bounds
+        first, last = start // block, -(-stop // block)
+        raw = mapped.box(info.start, np.uint8, stored, (*outer, (first, last), (0, block_bytes)))
         try:
             # As one row: the package loops in Python over groups of rows.
-            return gguf.dequantize(raw.reshape(1, -1), kind).reshape(stop - start, info.shape[-1])
+            numbers = gguf.dequantize(raw.reshape(1, -1), kind)
         except NotImplementedError:
             raise InputError(f"{header.path}: tensor {name!r}: quantization {kind.name} is not supported") from None
+        return numbers.reshape(*raw.shape[:-2], -1)[..., start - first * block : stop - first * block]
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        """Read rows start..stop of the first axis, float32."""
+        return boxes(((start, stop), *((0, n) for n in info.shape[1:])))
 
     # MXFP4 has scales up to 2^127: some of their products are infinite, and others are not.
-    return Tensor(info.shape, rows, shared=1 if kind.name == "MXFP4" else block), n_rows * row_bytes
+    return Tensor(info.shape, rows, "", 1 if kind.name == "MXFP4" else block, boxes), n_rows * row_bytes

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxinfer.checkpoint.mapped import Mapped
 from jaxinfer.errors import InputError, shown
 from jaxinfer.host.files import check_regular
 
@@ -50,6 +51,7 @@ class Header:
     tensors: dict[str, TensorInfo]
     data: memoryview  # the whole file, mapped
     metadata_end: int
+    file: Mapped
 
     def array(self, key: str) -> list:
         """Read the elements of an array in the metadata; strings that are not UTF-8 hold replacement characters."""
@@ -73,15 +75,15 @@ def read_header(path: Path) -> Header:
     try:
         check_regular(path)
         with path.open("rb") as file:
-            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            mapped = Mapped(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except ValueError:
         raise InputError(f"{path}: the file is empty") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    if bytes(data[:4]) != b"GGUF":
+    if mapped.data[:4] != b"GGUF":
         raise InputError(f"{path}: is not a GGUF file (it does not begin with 'GGUF')")
     try:
-        return _parse(path, data)
+        return _parse(path, mapped)
     except (struct.error, IndexError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
         if isinstance(error, InputError):
             raise
@@ -93,7 +95,8 @@ def _refuse_twice(name: str, there: Any, what: str, path: Path) -> None:
         raise InputError(f"{path}: {what} {shown(name)} is there twice; download the file again")
 
 
-def _parse(path: Path, data: memoryview) -> Header:
+def _parse(path: Path, mapped: Mapped) -> Header:
+    data = memoryview(mapped.data)
     version, n_tensors, n_keys = struct.unpack_from("<IQQ", data, 4)
     if version not in (2, 3):
         raise InputError(f"{path}: GGUF version {version} is not supported; supported: 2, 3")
@@ -127,7 +130,7 @@ def _parse(path: Path, data: memoryview) -> Header:
             )
     base = -(-at // alignment) * alignment
     tensors = {name: TensorInfo(shape, kind, base + offset) for name, (shape, kind, offset) in infos.items()}
-    return Header(path, metadata, tensors, data, metadata_end)
+    return Header(path, metadata, tensors, data, metadata_end, mapped)
 
 
 def _value(data: memoryview, at: int, kind: int) -> tuple[Any, int]:

@@ -9,7 +9,7 @@ from jaxinfer.checkpoint import float8
 from jaxinfer.checkpoint.families import by_hf_type, configured
 from jaxinfer.checkpoint.fields import Fields
 from jaxinfer.checkpoint.mapping import Family, Tensor, Tensors
-from jaxinfer.checkpoint.shards import INDEX, WEIGHTS, files_of, opened, tensor_in
+from jaxinfer.checkpoint.shards import INDEX, WEIGHTS, files_of, opened, tensors_in
 from jaxinfer.checkpoint.sizes import check_layers
 from jaxinfer.config import ModelConfig
 from jaxinfer.errors import InputError, shown
@@ -51,10 +51,8 @@ def _tensors(folder: Path, family: Family, packed: bool, in_float8: bool) -> tup
     codes: Tensors = {}
     for file, promised in files_of(folder).items():
         found = opened(file, promised)
-        raw = float8.codes(file) if in_float8 else {}
-        for name in sorted(promised or found.keys()):
-            into = codes if name in raw else plain
-            into[name] = raw[name] if name in raw else tensor_in(file, found, name, packed)
+        own, raw = tensors_in(file, found, sorted(promised or found.keys()), packed, in_float8)
+        plain, codes = plain | own, codes | raw
     written: dict[str, str] = {}
     for name, other in zip((*plain, *codes), _table_names(family, (*plain, *codes)), strict=True):
         if other in written:

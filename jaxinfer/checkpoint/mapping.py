@@ -6,6 +6,7 @@ parameter's axes are laid out in the file: `"n h d -> (n h) d"` is a projection 
 parameter, and one rule serves both for reading (write the file's rows into the view) and for export (read them out).
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ import numpy as np
 from einops import rearrange
 
 from jaxinfer.checkpoint.fields import Fields
+from jaxinfer.checkpoint.mapped import Bounds
 from jaxinfer.config import ModelConfig
 
 Format = Literal["hf", "gguf"]
@@ -26,15 +28,31 @@ class Tensor:
 
     `fault`: why its rows cannot be read, in words for an InputError; empty if they can. `shared`: so many numbers, one
     after the other, are products of one scale: where that is NaN or infinite, all of them are no finite numbers.
+    `boxes` reads a part of all axes; without it, whole rows are read, and cut.
     """
 
     shape: tuple[int, ...]
     rows: Callable[[int, int], np.ndarray]
     fault: str = ""
     shared: int = 1
+    boxes: Callable[[Bounds], np.ndarray] | None = None
+
+    def box(self, bounds: Bounds) -> np.ndarray:
+        """Read the numbers between start and stop of each axis; a tensor without axes has one."""
+        if self.has_rows(bounds):
+            return self.rows(*bounds[0])
+        if self.boxes is not None:
+            return self.boxes(bounds)
+        return self.rows(*bounds[0])[(slice(None), *(slice(*bound) for bound in bounds[1:]))]
+
+    def has_rows(self, bounds: Bounds) -> bool:
+        """Tell whether a box is made of whole rows."""
+        return all(bound == (0, n) for bound, n in zip(bounds[1:], self.shape[1:], strict=True))
 
 
 Tensors = dict[str, Tensor]
+
+_PIECE = 16  # rows of a fused tensor that are worth a read of their own
 
 
 @dataclass(frozen=True)
@@ -67,22 +85,35 @@ class Part:
 
     def share(self, tensor: "Tensor") -> "Tensor":
         """Return this share as a tensor of its own."""
+        axis = self.axis
         shape = list(tensor.shape)
-        shape[self.axis] = shape[self.axis] // self.total * self.count
-        each, fused = (
-            shape[0] // self.groups,
-            tensor.shape[0] // self.groups,
-        )  # rows of a group, if the axis is the first
+        unit = shape[axis] // self.groups // self.total
+        shape[axis] = shape[axis] // self.total * self.count
+        each, fused = self.count * unit, self.total * unit  # of a group: its share, and all of it
+
+        def boxes(bounds: Bounds) -> np.ndarray:
+            start, stop = bounds[axis]
+            first, last = start // each, -(-stop // each)
+
+            def read(start: int, stop: int) -> np.ndarray:
+                return tensor.box((*bounds[:axis], (start, stop), *bounds[axis + 1 :]))
+
+            def own(group: int) -> np.ndarray:
+                """Read what is wanted of one group, which lies in one piece."""
+                begin = group * fused + self.start * unit - group * each
+                return read(begin + max(start, group * each), begin + min(stop, (group + 1) * each))
+
+            if last - first <= 1 or (axis == 0 and each >= _PIECE):
+                pieces = [own(group) for group in range(first, last)]
+                return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis)
+            block = self.of(read(first * fused, last * fused), last - first)
+            block = block.reshape(*block.shape[:axis], -1, *block.shape[axis + 3 :])
+            return block[(*(slice(None),) * axis, slice(start - first * each, stop - first * each))]
 
         def rows(start: int, stop: int) -> np.ndarray:
-            if self.axis:
-                block = self.of(tensor.rows(start, stop))
-                return block.reshape(stop - start, *shape[1:])
-            first, last = start // each, -(-stop // each)
-            block = self.of(tensor.rows(first * fused, last * fused), last - first).reshape(-1, *shape[1:])
-            return block[start - first * each : stop - first * each]
+            return boxes(((start, stop), *((0, n) for n in shape[1:])))
 
-        return Tensor(tuple(shape), rows)
+        return Tensor(tuple(shape), rows, boxes=boxes)
 
 
 @dataclass(frozen=True)
@@ -144,6 +175,39 @@ class Slot:
         part = leaf[tuple(i for i in (self.repeat, self.expert) if i is not None)]
         return rearrange(part, _ungrouped(self.axes), **_lengths(self.axes))
 
+    def window(self, leaf_shape: tuple[int, ...], index: Bounds) -> "Window | None":
+        """Say what a part of the leaf, start and stop of each of its axes, needs of this tensor; None: nothing.
+
+        An axis that the table splits in two ("(two half)") has to be whole in the part: see `whole_axes`.
+        """
+        which = [i for i in (self.repeat, self.expert) if i is not None]
+        if any(not start <= i < stop for i, (start, stop) in zip(which, index, strict=False)):
+            return None
+        moved = tuple(i - start for i, (start, _) in zip(which, index, strict=False))
+        left, right = map(_terms, self.axes.split("->"))
+        bounds: dict[str, tuple[int, int]] = {"1": (0, 1)}
+        sizes = {"1": 1}
+        for names, size, bound in zip(left, leaf_shape[len(which) :], index[len(which) :], strict=True):
+            for name in names:
+                sizes[name] = size if len(names) == 1 else 2 if name == "two" else size // 2
+                bounds[name] = bound if len(names) == 1 else (0, sizes[name])
+        box: list[tuple[int, int]] = []
+        lengths: list[int] = []
+        cut: list[slice] = []
+        for first, *inner in right:
+            each = math.prod(sizes[name] for name in inner)
+            start, stop = bounds[first]
+            box.append((start * each, stop * each))
+            lengths += [stop - start, *(sizes[name] for name in inner)]
+            cut += [slice(None), *(slice(*bounds[name]) for name in inner)]
+        step = math.prod(sizes[name] for name in right[0][1:])
+        return Window(replace(self, repeat=None, expert=None), moved, tuple(box), step, tuple(lengths), tuple(cut))
+
+    def whole_axes(self) -> list[int]:
+        """List the axes of the leaf that have to be whole in a part of it."""
+        lead = sum(i is not None for i in (self.repeat, self.expert))
+        return [lead + i for i, names in enumerate(_terms(self.axes.split("->")[0])) if len(names) > 1]
+
     def file_shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape that the file must give this tensor."""
         part = np.broadcast_to(np.int8(0), leaf_shape[(self.repeat is not None) + (self.expert is not None) :])
@@ -153,6 +217,31 @@ class Slot:
     def read(self, tensor: Tensor) -> Tensor:
         """Return the part of a tensor of the file that belongs here."""
         return self.part.share(tensor) if self.part else tensor
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of one tensor of the file that a part of a parameter needs.
+
+    `box` is what is read: start and stop on each axis of the file. `step`: rows of the file for one on the first axis
+    of the parameter's view. What is read has `lengths` with the file's axes ungrouped; `cut` of it is wanted.
+    """
+
+    slot: Slot
+    place: tuple[int, ...]  # in the part: on the axes of layers and experts
+    box: Bounds
+    step: int
+    lengths: tuple[int, ...]
+    cut: tuple[slice, ...]
+
+    def of(self, part: np.ndarray) -> np.ndarray:
+        """Return what the tensor fills of the part, with its axes in the file's order: a view, never a copy."""
+        return self.slot.of(part[self.place])
+
+
+def _terms(side: str) -> list[list[str]]:
+    """Split `"(n h) d"` into `[["n", "h"], ["d"]]`."""
+    return [term.strip("()").split() for term in re.findall(r"\([^)]*\)|[^\s()]+", side)]
 
 
 def _ungrouped(axes: str) -> str:

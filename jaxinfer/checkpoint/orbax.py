@@ -20,12 +20,13 @@ from jaxinfer.checkpoint.checkpoint import Checkpoint
 from jaxinfer.checkpoint.config_json import config_from_json, config_to_json, from_json
 from jaxinfer.checkpoint.finite import warn_of_others
 from jaxinfer.checkpoint.hf_tokenizer import read_backend
-from jaxinfer.checkpoint.orbax_io import metadata, restored, write
+from jaxinfer.checkpoint.orbax_io import Stored, metadata, restored, write
+from jaxinfer.checkpoint.sharded import Progress, Target, axes_of, fill
 from jaxinfer.checkpoint.tokenizer import Tokenizer, TokenizerSettings
 from jaxinfer.config import ModelConfig
 from jaxinfer.errors import InputError, shown, shown_text
 from jaxinfer.host.files import foreign_writer, new_folder, read_json, shown_error
-from jaxinfer.network.transformer import abstract_params
+from jaxinfer.network.transformer import abstract_params, param_axes
 from jaxinfer.weights.formats import FORMATS
 from jaxinfer.weights.qtensor import from_plain, to_plain
 from jaxinfer.weights.quantize import format_of, quantize_leaf, quantize_params
@@ -76,13 +77,19 @@ def _write(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def load(
-    path: Path, dtype: Any, place: Place, weights: str | None = None
+    path: Path,
+    dtype: Any,
+    place: Place,
+    weights: str | None = None,
+    target: Target | None = None,
+    progress: Progress | None = None,
 ) -> tuple[ModelConfig, dict, Tokenizer | None, str]:
-    """Read what `save` wrote: configuration, parameters in `dtype`, tokenizer, name. `weights`: see `load_checkpoint`.
+    """Read what `save` wrote: configuration, parameters in `dtype`, tokenizer, name. The rest: see `load_checkpoint`.
 
     Raises InputError if the folder is not such a checkpoint, is damaged, or has weights of another format already.
     """
-    has_checksums = checksums.verify(path, (MANIFEST, TOKENIZER, SETTINGS), (PARAMS,))
+    turns = target.turns if target else (0, 1)
+    has_checksums = checksums.verify(path, (MANIFEST, TOKENIZER, SETTINGS), (PARAMS,), *turns)
     manifest = _read_manifest(path / MANIFEST)
     config = config_from_json(manifest.config, f"{path / MANIFEST}: config")
     if weights is not None and manifest.weights not in (None, weights):
@@ -90,7 +97,7 @@ def load(
     if not has_checksums:
         _warn(path, manifest.format)
     tokenizer = _read_tokenizer(path, config.vocab_size)
-    params = _read_params(path, config, dtype, place, manifest.weights, weights)
+    params = _read_params(path, config, dtype, place, manifest.weights, weights, target, progress)
     return config, params, tokenizer, shown_text(manifest.name)
 
 
@@ -118,13 +125,24 @@ def _warn(path: Path, format: int) -> None:
 
 
 def _read_params(
-    path: Path, config: ModelConfig, dtype: Any, place: Place, has: str | None, weights: str | None
+    path: Path,
+    config: ModelConfig,
+    dtype: Any,
+    place: Place,
+    has: str | None,
+    weights: str | None,
+    target: Target | None,
+    progress: Progress | None,
 ) -> dict:
     folder = path / PARAMS
     found = metadata(folder)
     tree = _expected(path / MANIFEST, config, dtype, has, found)
     wanted = flatten(to_plain(tree))
     _check(folder, wanted, found)
+    if target is not None:
+        axes = axes_of(tree, param_axes(config))
+        filled = fill(Stored(folder, wanted), axes, target, None if has else weights, progress)
+        return from_plain(filled, tree) if has else filled
     leaves = flatten(restored(folder, wanted))
     warn_of_others(leaves, str(folder))
 

@@ -12,15 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
-from jaxinfer.checkpoint.assemble import flatten, unflatten
+from jaxinfer.checkpoint.assemble import aligned, flatten, unflatten
+from jaxinfer.checkpoint.finite import all_finite, warn_of
+from jaxinfer.checkpoint.mapped import Bounds, told
 from jaxinfer.errors import InputError
 from jaxinfer.host.files import shown_error
 
 T = TypeVar("T")
 _LOGGERS = ("absl", "asyncio", "orbax")
 _LATE = "Event loop is closed"
+
+CHUNK = 1 << 25  # bytes of an array that are packed as one: who wants a part of it unpacks no more than these around it
+_CACHED = 1 << 28  # bytes of chunks that are kept unpacked, for the other shards of a device or of its neighbours
 
 
 def apart(work: Callable[[], T], hurry: Callable[[], None] = lambda: None) -> T:
@@ -55,7 +61,8 @@ def write(folder: Path, params: Any) -> None:
         import orbax.checkpoint as ocp
 
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder, params)
+            chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), params)
+            checkpointer.save(folder, params, save_args=chunks)
             checkpointer.wait_until_finished()
 
     try:
@@ -95,6 +102,48 @@ def restored(folder: Path, wanted: dict[str, Any]) -> dict:
         return apart(read)
     except Exception as error:
         raise InputError(f"{folder}: is damaged: {shown_error(error)}") from None
+
+
+class Stored:
+    """The arrays of a folder by path, of which parts can be read in the dtypes of `leaves` (see `sharded.Source`)."""
+
+    def __init__(self, folder: Path, leaves: dict[str, Any]):
+        self.leaves = leaves
+        self._folder = folder
+        self._context: Any = None
+        self._open: dict[str, Any] = {}
+        self._broken: dict[str, None] = {}
+
+    def read(self, path: str, index: Bounds | None = None) -> np.ndarray:
+        """Read a part of an array. Raises InputError if it is damaged."""
+        leaf = self.leaves[path]
+        try:
+            found = self._array(path)
+            part = found[tuple(slice(*bound) for bound in index)] if index and found.shape else found
+            numbers = part.read().result()
+        except Exception as error:  # tensorstore raises many kinds
+            raise InputError(f"{self._folder}: is damaged: {shown_error(error)}") from None
+        told(numbers.nbytes)
+        made = aligned(numbers.shape, leaf.dtype)
+        made[...] = numbers.astype(leaf.dtype, copy=False)
+        if not all_finite(made):
+            self._broken[path] = None
+        return made
+
+    def warn(self) -> None:
+        """Warn if something that was read is no finite number."""
+        warn_of(list(self._broken), str(self._folder))
+
+    def _array(self, path: str) -> Any:
+        import tensorstore as ts
+
+        if self._context is None:
+            self._context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHED}})
+        if path not in self._open:
+            store = {"driver": "ocdbt", "base": self._folder.absolute().as_uri(), "path": path.replace("/", ".")}
+            spec = {"driver": "zarr", "kvstore": store, "recheck_cached_data": False, "recheck_cached_metadata": False}
+            self._open[path] = ts.open(spec, open=True, read=True, context=self._context).result()
+        return self._open[path]
 
 
 def _remove(folder: Path) -> None:

@@ -1,19 +1,26 @@
 """Files of safetensors in a folder: which there are, what their index says, their tensors as they stand."""
 
+import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from jaxinfer.checkpoint.fields import Fields
+from jaxinfer.checkpoint.mapped import Mapped
 from jaxinfer.checkpoint.mapping import Tensor
 from jaxinfer.errors import InputError, shown, shown_text
 from jaxinfer.host.files import check_regular, read_json, shown_error
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("BF16", "F16", "F32", "F64")
+_FLOAT8 = "F8_E4M3"  # numpy has no such numbers: they are read as bytes
+_DTYPES: dict[str, Any] = {"BF16": jnp.bfloat16, "F16": "<f2", "F32": "<f4", "F64": "<f8"}
+_DTYPES |= {"U8": np.uint8, _FLOAT8: np.uint8}
 
 
 def files_of(folder: Path) -> Mapping[Path, set[str] | None]:
@@ -64,20 +71,44 @@ def opened(file: Path, promised: set[str] | None) -> Any:
     return found
 
 
-def tensor_in(file: Path, opened: Any, name: str, packed: bool) -> Tensor:
-    """Read a tensor of an open file. packed: bytes are numbers too."""
-    try:
-        part = opened.get_slice(name)
-        shape, dtype = tuple(part.get_shape()), part.get_dtype()
-    except SafetensorError as error:
-        raise InputError(f"{file}: tensor {shown(name, 120)} cannot be read ({shown_error(error)})") from None
-    fault = ""
-    if dtype not in (*_FLOATS, *(("U8",) if packed else ())):
-        fault = f"{file}: tensor {shown(name, 120)} is {dtype}; supported: {', '.join(_FLOATS)}"
+def tensors_in(
+    file: Path, opened: Any, names: list[str], packed: bool, in_float8: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return tensors of an open file, which are read when they are asked for, and no more of them than that.
+
+    packed: bytes are numbers too. in_float8: there may be some in float8, which come apart from the others, as bytes.
+    """
+    mapped = Mapped.of(file)
+    begin = 8 + int.from_bytes(mapped.data[:8], "little")
+    header = json.loads(mapped.data[8:begin])  # safetensors has found it sound
+    allowed = (*_FLOATS, *(("U8",) if packed else ()), *((_FLOAT8,) if in_float8 else ()))
+    plain: dict[str, Tensor] = {}
+    codes: dict[str, Tensor] = {}
+    for name in names:
+        entry = header[name]
+        into = codes if in_float8 and entry["dtype"] == _FLOAT8 else plain
+        if entry["dtype"] in allowed:
+            start = begin + entry["data_offsets"][0]
+            into[name] = stored(mapped, start, _DTYPES[entry["dtype"]], tuple(entry["shape"]))
+        else:
+            into[name] = _refused(file, name, entry)
+    return plain, codes
+
+
+def _refused(file: Path, name: str, entry: dict[str, Any]) -> Tensor:
+    fault = f"{file}: tensor {shown(name, 120)} is {entry['dtype']}; supported: {', '.join(_FLOATS)}"
 
     def rows(start: int, stop: int) -> np.ndarray:
-        if fault:
-            raise InputError(fault)
-        return part[start:stop] if shape else opened.get_tensor(name).reshape(1)
+        raise InputError(fault)
 
-    return Tensor(shape, rows, fault)
+    return Tensor(tuple(entry["shape"]), rows, fault)
+
+
+def stored(mapped: Mapped, start: int, dtype: Any, shape: tuple[int, ...]) -> Tensor:
+    """Return an array of a file as a tensor: from byte `start` on, row by row. A number is one row."""
+    boxes = partial(mapped.box, start, dtype, shape or (1,))
+
+    def rows(first: int, last: int) -> np.ndarray:
+        return boxes(((first, last), *((0, n) for n in shape[1:])))
+
+    return Tensor(shape, rows, boxes=boxes)

@@ -30,6 +30,7 @@ class WeightFormat(ABC, Generic[Stored]):
 
     embeddings: ClassVar[str | None] = None  # by name, the format that embedding and head have; None: this one too
     moves_inputs: ClassVar[bool] = False  # whether `take_inputs` is there
+    by_rows: ClassVar[bool] = False  # what is stored of an output depends on its own weights alone, and begins with it
 
     @abstractmethod
     def encode(self, w: jax.Array, n_in: int = 1) -> Stored:

@@ -2,11 +2,12 @@
 
 import re
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxinfer.weights.contract import WeightFormat
 from jaxinfer.weights.formats import FORMATS, name_of
 from jaxinfer.weights.qtensor import dequantized, is_quantized, map_weights
 
@@ -38,18 +39,35 @@ def quantize_leaf(path: str, leaf: Any, format: str) -> Any:
 
     Raises InputError for a format that there is not.
     """
+    rounding = rounding_of(path, format)
+    return leaf if rounding is None else encoded(leaf, *rounding)
+
+
+class Rounding(NamedTuple):
+    """A way to round a parameter: its format, how many of its last axes are inputs, and how many in front a stack."""
+
+    format: WeightFormat[Any]
+    n_in: int
+    stacked: int
+
+
+def rounding_of(path: str, format: str) -> Rounding | None:
+    """Say how the parameter at a path is rounded; None: it stays an array.
+
+    Raises InputError for a format that there is not.
+    """
     found = FORMATS.find(format, "weights")
     if _EMBEDDINGS.fullmatch(path):
         if found.embeddings is not None:
             found = FORMATS.find(found.embeddings, f"weight format {format}: embeddings")
-        return _encoded(leaf, found, 1, 0)
+        return Rounding(found, 1, 0)
     stacked = 2 if _EXPERTS.fullmatch(path) else 1 if _KERNELS.fullmatch(path) else 0
     n_in = 2 if path.endswith(("/attention/o/kernel", "/mixer/o/kernel")) else 1
-    return _encoded(leaf, found, n_in, stacked) if stacked else leaf
+    return Rounding(found, n_in, stacked) if stacked else None
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
-def _encoded(leaf: jax.Array, format: Any, n_in: int, stacked: int) -> Any:
+def encoded(leaf: jax.Array, format: Any, n_in: int, stacked: int) -> Any:
     """Each of the weights in a stack of so many axes by itself: all that a format stores has these axes in front."""
     encode = partial(format.encode, n_in=n_in)
     for _ in range(stacked):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxinfer.checkpoint import convert, save_checkpoint
+from jaxinfer.checkpoint import checksums, convert, save_checkpoint
 from jaxinfer.checkpoint.assemble import flatten
 from jaxinfer.checkpoint.config_json import config_from_json, config_to_json
 from jaxinfer.checkpoint.loading import load_checkpoint
@@ -84,3 +84,26 @@ def test_a_failure_leaves_nothing(source, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"model: cannot be written: No space left on device"):
         save_checkpoint(checkpoint, tmp_path / "model")
     assert os.listdir(tmp_path) == []
+
+
+def test_processes_share_the_verifying(saved):
+    """Each of two verifies the small files and its share of the rest: together they verify all."""
+    data = [path for path in (saved / "params").rglob("*") if path.is_file()]
+    found = []
+    for path in data:
+        before = path.read_bytes()
+        path.write_bytes(bytes([before[0] ^ 1]) + before[1:])
+        told = []
+        for process in (0, 1):
+            try:
+                checksums.verify(saved, ("jaxinfer.json",), ("params",), process, 2)
+            except InputError:
+                told.append(process)
+        found.append(told)
+        path.write_bytes(before)
+    assert all(len(told) == 1 for told in found)
+    assert {0, 1} == {told[0] for told in found}
+    (saved / "jaxinfer.json").write_text("{}")
+    for process in (0, 1):
+        with pytest.raises(InputError, match="is damaged: its checksum"):
+            checksums.verify(saved, ("jaxinfer.json",), ("params",), process, 2)

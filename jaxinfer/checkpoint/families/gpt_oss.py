@@ -23,6 +23,7 @@ from jaxinfer.checkpoint.families.common import (
 )
 from jaxinfer.checkpoint.families.rope import rope_group, rope_of
 from jaxinfer.checkpoint.fields import Fields
+from jaxinfer.checkpoint.mapped import Bounds
 from jaxinfer.checkpoint.mapping import Family, Part, Rule, Tensor, Tensors
 from jaxinfer.config import LayerKind, ModelConfig, MoE, Rope
 
@@ -103,14 +104,18 @@ def _mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
     """Widen blocks uint8[E, out, in / 32, 16], two numbers a byte, low half first, by scales uint8[E, out, in / 32]."""
     experts, n_out, groups, half = blocks.shape
 
-    def rows(start: int, stop: int) -> np.ndarray:
-        packed = blocks.rows(start, stop)
+    def boxes(bounds: Bounds) -> np.ndarray:
+        part, (start, stop), outputs = bounds
+        first, last = start // (2 * half), -(-stop // (2 * half))
+        packed = blocks.box((part, outputs, (first, last), (0, half)))
         numbers = np.stack([_FP4[packed & 15], _FP4[packed >> 4]], axis=-1)
-        powers = scales.rows(start, stop).astype(np.int32) - 127
+        powers = scales.box((part, outputs, (first, last))).astype(np.int32) - 127
         whole = np.ldexp(numbers.reshape(*packed.shape[:3], 2 * half), powers[..., None])
-        return whole.reshape(stop - start, n_out, -1).swapaxes(1, 2)
+        whole = whole.reshape(*packed.shape[:2], -1)[..., start - first * 2 * half : stop - first * 2 * half]
+        return whole.swapaxes(1, 2)
 
-    return Tensor((experts, groups * 2 * half, n_out), rows)
+    shape = (experts, groups * 2 * half, n_out)
+    return Tensor(shape, lambda start, stop: boxes(((start, stop), (0, shape[1]), (0, n_out))), boxes=boxes)
 
 
 GPT_OSS = Family(

@@ -35,6 +35,7 @@ class FP8(WeightFormat[FP8Weight]):
     """Codes in float8 (e4m3), rounded to nearest under the largest magnitude of an output."""
 
     moves_inputs: ClassVar[bool] = True
+    by_rows: ClassVar[bool] = True
 
     def encode(self, w: jax.Array, n_in: int = 1) -> FP8Weight:
         """Round w[..., *out, *in]. An output of zeros has scale 1."""

@@ -59,6 +59,7 @@ class Int4(WeightFormat[Int4Weight]):
     # In int4 the embedding alone would cost SmolLM2 0.075 nats a token, and all that follows it nothing.
     embeddings: ClassVar[str | None] = "int8"
     moves_inputs: ClassVar[bool] = True
+    by_rows: ClassVar[bool] = True
 
     def encode(self, w: jax.Array, n_in: int = 1) -> Int4Weight:
         """Round w[..., *out, *in]. A group of one number has scale 1."""

@@ -41,6 +41,7 @@ class Int8(WeightFormat[Int8Weight]):
 
     activations: bool = False
     moves_inputs: ClassVar[bool] = True
+    by_rows: ClassVar[bool] = True
 
     def encode(self, w: jax.Array, n_in: int = 1) -> Int8Weight:
         """Round w[..., *out, *in]. An output of zeros has scale 1."""
