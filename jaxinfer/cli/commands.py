@@ -9,6 +9,7 @@ from jaxinfer.cli.app import (
     Capacity,
     DraftModel,
     Dtype,
+    Executable,
     IgnoreEos,
     IncludeStop,
     JsonSchema,
@@ -69,6 +70,7 @@ def generate(
     regex: Regex = None,
     json_schema: JsonSchema = None,
     stream: Annotated[bool, typer.Option(help="Print the text as it comes.")] = True,
+    executable: Executable = None,
     profile: Profile = None,
     plugin: Plugin = None,
     **sampling: Any,
@@ -97,7 +99,9 @@ def generate(
     }
     template = options.template_options(template_var, tools)
     text = options.read_prompt(text)
+    mesh = options.executable(executable)
     loaded = load_model(model, dtype, weights, draft, tokenizer)
+    loaded = loaded if mesh is None else loaded.shard(mesh.on())
     prompt = options.encode_prompt(loaded, text, chat, system, template)
     settings |= options.constraint(loaded, regex, json_schema)
     with options.profiled(profile):
@@ -195,6 +199,7 @@ def run(
         bool,
         typer.Option("--resume", help="Skip what is done: in the run folder given next, else in the newest."),
     ] = False,
+    executable: Executable = None,
     plugin: Plugin = None,
 ) -> int:
     """Measure what a config asks for, and write a table and a report.
@@ -202,8 +207,10 @@ def run(
     Its kind is one that is registered, or a file experiments/KIND.py beside the folder of the config.
     """
     with library():
+        from jaxinfer.cli import options
         from jaxinfer.experiment.command import run_config
-    return run_config(config, arguments or [], resume, plugin or ())
+    mesh = options.executable(executable)
+    return run_config(config, arguments or [], resume, plugin or (), mesh=mesh)
 
 
 train = typer.Typer(no_args_is_help=True, help="Train small parts on a frozen model.")

@@ -16,6 +16,7 @@ from jaxinfer.experiment.progress import load_model, stderr, waiting
 from jaxinfer.experiment.prompts import load_prompts
 from jaxinfer.experiment.runner import Interrupted, Unwritten
 from jaxinfer.host.files import path_of
+from jaxinfer.sharding import MeshShape
 
 FAILED = 1  # exit code of a run of which a row failed, or whose kind calls it failed
 
@@ -27,12 +28,13 @@ def run_config(
     plugin_files: Sequence[str] = (),
     default: str = kinds.DEFAULT,
     command: Sequence[str] = ("jaxinfer", "run"),
+    mesh: MeshShape | None = None,
 ) -> int:
     """Measure a config; everything is checked before the model is loaded. Returns the exit code.
 
     Arguments are overrides; with `resume`, one of them may be the run folder to go on with. default: the kind of a
-    config that names none; command: how this was called, for the line that says how to go on. Raises InputError,
-    Interrupted, OSError.
+    config that names none; command: how this was called, for the line that says how to go on. mesh: over which the
+    model is spread; None: over none. Raises InputError, Interrupted, OSError.
     """
     folders = [argument for argument in arguments if resume and _is_folder(argument)]
     overrides = [argument for argument in arguments if argument not in folders]
@@ -49,6 +51,7 @@ def run_config(
         folder = path_of(folders[0], "--resume") if folders else results.newest_run(config)
         results.check_same(folder, config, kind.texts(config, prompts), asked.heading, kind.finished)
     model = _load(kind, config)
+    model = model if mesh is None or model is None else model.shard(mesh.on())
 
     def to_go_on(folder: Path) -> str:
         options = [option for file in plugin_files for option in ("--plugin", file)]

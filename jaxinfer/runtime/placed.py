@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,17 +87,17 @@ class PlacedModel:
         return self._placed(_gathered(cache, jnp.asarray(rows)))
 
     def _placed(self, cache: Cache) -> Cache:
-        layout, rows = self.layout, len(cache.length)
+        return self._laid(cache, len(cache.length))
+
+    def made(self, make: Callable[..., Any], state: Any, *args: Any) -> Any:
+        """Give make(state, *args), what a method keeps in a state; on a mesh, all of it is laid out as a cache is."""
+        return self._laid(make(state, *args), len(state.n))
+
+    def _laid(self, tree: Any, rows: int) -> Any:
+        layout = self.layout
         if layout is None:
-            return cache
-
-        def axes_of(x):
-            axes = STORE_AXES if x.ndim >= 4 else ("batch", None, None)
-            sized = zip(axes[: x.ndim], x.shape, strict=True)
-            # An axis of another size is one of blocks, which rows on any device share.
-            return tuple(None if axis == "batch" and size != rows else axis for axis, size in sized)
-
-        return jax.tree.map(lambda x: layout.place(x, axes_of(x)), cache)
+            return tree
+        return jax.tree.map(lambda x: layout.place(x, axes_of(x.shape, rows)), tree)
 
     def prefill(
         self, cache: Cache, tokens: np.ndarray, n: np.ndarray, give: Give = nothing
@@ -146,6 +146,13 @@ class PlacedModel:
                 found[name] = Companion(extra.params, cache, extra.model, more)
                 compiling += own + theirs
         return found, compiling
+
+
+def axes_of(shape: tuple[int, ...], rows: int) -> tuple[str | None, ...]:
+    """Name the logical axes of an array that a cache of so many rows, or a decode method, keeps."""
+    axes = (*(STORE_AXES if len(shape) >= 4 else ("batch",)), *(None,) * len(shape))
+    # An axis of another size is one of blocks, which rows on any device share.
+    return tuple(None if axis == "batch" and size != rows else axis for axis, size in zip(axes, shape, strict=False))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))

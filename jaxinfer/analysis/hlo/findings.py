@@ -11,7 +11,7 @@ import jax
 from jaxinfer.analysis.hlo.count import Count, Item
 from jaxinfer.analysis.hlo.operations import target_of
 from jaxinfer.analysis.hlo.parse import Computation, Instruction, Module
-from jaxinfer.analysis.hlo.scopes import operator
+from jaxinfer.analysis.hlo.scopes import layer_of, operator
 
 LARGE_COPY = 1_000_000  # bytes
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
@@ -59,6 +59,7 @@ class Collective:
     wire: float
     times: float
     operator: str
+    layer: str = ""  # the place of the layer that it is in, `segment_0/layer_0`; "" outside of the layers
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,8 @@ def collectives(count: Count) -> tuple[Collective, ...]:
         devices = _group(count.module, item.instruction)
         size = sent * devices if opcode == "all-gather" else sent
         wire = _wire(opcode, size, devices)
-        name = item.instruction.name
-        found.append(Collective(name, opcode, size, devices, wire, item.times, operator(item.path)))
+        name, path = item.instruction.name, item.path
+        found.append(Collective(name, opcode, size, devices, wire, item.times, operator(path), layer_of(path)))
     return tuple(found)
 
 
