@@ -16,9 +16,11 @@ from jaxinfer.analysis.ahead_of_time.ask import Ask
 from jaxinfer.analysis.ahead_of_time.shapes import Program, layout_of, programs, without_disk_cache
 from jaxinfer.analysis.hlo.programs import attention_trips
 from jaxinfer.analysis.hlo.report import Report, report
+from jaxinfer.analysis.hlo.scopes import OTHER
 from jaxinfer.kernels import dispatch
 
 Say = Callable[[str], None]
+_NO_KERNELS = ("custom", "ConcatBitcast", "AllocateBuffer")  # what XLA calls so is code of its own
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Ran out of memory")
 
 
@@ -119,7 +121,7 @@ def _step(ask: Ask, step: str, built: Built) -> StepAccount:
         found,
         memory=made.memory,
         collectives=_moved(ask, made),
-        kernels=tuple(Kernel(kernel.target, kernel.times) for kernel in made.kernels),
+        kernels=tuple(Kernel(x.target, x.times) for x in made.kernels if x.target not in _NO_KERNELS),
         fusions=len(made.fusions),
         copied_bytes=float(sum(copies.values())),
         copies=copies,
@@ -129,9 +131,12 @@ def _step(ask: Ask, step: str, built: Built) -> StepAccount:
 
 def _moved(ask: Ask, made: Report) -> tuple[Moved, ...]:
     """Join the collectives that are alike: the same operation, operator, size and devices."""
+    repeats = {segment.repeats for segment in ask.config.segments if segment.repeats > 1}
     found: dict[tuple[Any, ...], float] = {}
     for one in made.collectives:
-        key = (one.opcode, one.operator, one.group, one.bytes, one.wire, bool(one.layer))
+        # A compiler may drop the path of one that it made of others; it runs as often as the layers do.
+        unnamed = one.operator == OTHER and any(one.times % often == 0 for often in repeats)
+        key = (one.opcode, one.operator, one.group, one.bytes, one.wire, bool(one.layer) or unnamed)
         found[key] = found.get(key, 0.0) + one.times
     layers = ask.config.n_layers
     return tuple(

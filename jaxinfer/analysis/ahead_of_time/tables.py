@@ -1,6 +1,7 @@
 """An account as tables of text: titles, headers and rows, for a terminal and for a page."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from jaxinfer.analysis.ahead_of_time.account import Account, Moved, StepAccount
 from jaxinfer.analysis.hlo.render import Section, amount
@@ -46,7 +47,7 @@ def sections(account: Account) -> Iterator[Section]:
     yield (
         "Collectives of a call",
         ("step", "collective", "operator", "devices", "bytes", "sent by a device", "times", "a layer"),
-        [_collective(name, one) for name, step in account.steps.items() for one in step.collectives],
+        [row for name, step in account.steps.items() for row in _collectives(name, step)],
     )
     yield "Kernels and formulations", ("step", "what", "which", "times", "passed over"), list(_kernels(account))
     yield (
@@ -84,10 +85,19 @@ def _program(name: str, step: StepAccount) -> tuple[str, ...]:
     )
 
 
-def _collective(name: str, one: Moved) -> tuple[str, ...]:
-    often = "" if one.per_layer is None else f"{one.per_layer:g}"
-    sizes = amount(one.bytes, "B"), amount(one.wire, "B")
-    return name, one.opcode, one.operator, str(one.group), *sizes, f"{one.times:g}", often
+def _collectives(name: str, step: StepAccount) -> Iterator[tuple[str, ...]]:
+    """Give a row for what is alike but for its size; the largest traffic first."""
+    groups: dict[tuple[Any, ...], list[Moved]] = {}
+    for one in step.collectives:
+        groups.setdefault((one.opcode, one.operator, one.group, one.per_layer is None), []).append(one)
+    for (opcode, operator, group, outside), alike in sorted(
+        groups.items(), key=lambda entry: -sum(x.wire * x.times for x in entry[1])
+    ):
+        moved, wire, times = (
+            sum(values) for values in zip(*((x.bytes * x.times, x.wire * x.times, x.times) for x in alike), strict=True)
+        )
+        often = "" if outside else f"{sum(x.per_layer or 0.0 for x in alike):g}"
+        yield name, opcode, operator, str(group), amount(moved, "B"), amount(wire, "B"), f"{times:g}", often
 
 
 def _kernels(account: Account) -> Iterator[tuple[str, ...]]:
