@@ -8,6 +8,7 @@ time stand the bytes that a step has to read (weights, and the keys and values i
 bandwidth at which the machine only reads, measured before and after; and the time over that of the first variant.
 """
 
+import dataclasses
 import json
 import statistics
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from jaxinfer.analysis.measure import read_bandwidth
 from jaxinfer.analysis.step_cost import in_turn, standing
 from jaxinfer.compress import quantize_weights
 from jaxinfer.errors import InputError
-from jaxinfer.experiment import KINDS, Kind, Run, Table, script
+from jaxinfer.experiment import KINDS, Kind, Run, Table, script, spread
 from jaxinfer.experiment.kind import Prompts, Row
 from jaxinfer.experiment.schema import ModelSpec
 from jaxinfer.host.values import FORBID_UNKNOWN_KEYS
@@ -56,6 +57,7 @@ class Config:
                 FORMATS.find(name, "weights")
         if self.model.weights:
             raise InputError("model.weights: leave it out; the formats that are compared stand under weights")
+        spread.check(self.model)
 
 
 def as_format(config: Config, plain: jaxinfer.Model, name: str | None) -> jaxinfer.Model:
@@ -63,6 +65,11 @@ def as_format(config: Config, plain: jaxinfer.Model, name: str | None) -> jaxinf
     if name == "bfloat16":
         return jaxinfer.load(config.model.source, name)
     return quantize_weights(plain, name) if name else plain
+
+
+def on_one_device(config: Config) -> ModelSpec:
+    """Give the model as it is loaded: its formats are made of it before they are spread over a mesh."""
+    return dataclasses.replace(config.model, mesh=None, pad_heads=False)
 
 
 def items(config: Config, prompts: Prompts) -> dict[str, tuple[int, int]]:
@@ -81,6 +88,8 @@ class Ready:
 def prepare(config: Config, model: jaxinfer.Model, prompts: Prompts) -> Ready:
     """Put all formats into memory at once."""
     models = {name or model.dtype: as_format(config, model, name) for name in config.weights}
+    if over := spread.Spread.of_model(config.model):
+        models = {name: over.over(one) for name, one in models.items()}
     return Ready(models, read_bandwidth())
 
 
@@ -142,14 +151,14 @@ def files(run: Run) -> dict[str, str]:
 
 
 def summary(run: Run) -> str:
-    """Name the bandwidth that shares are of."""
-    return f"{run.model.name}: the machine reads {of_bandwidth(run.rows)[0] / 1e9:.1f} GB/s"
+    """Name the bandwidth that shares are of, and the mesh."""
+    over = spread.Spread.of_model(run.config.model)
+    mesh = f" over the mesh {over}" if over else ""
+    return f"{run.model.name}{mesh}: the machine reads {of_bandwidth(run.rows)[0] / 1e9:.1f} GB/s"
 
 
-KINDS.add(
-    "step_time",
-    Kind(Config, items, measure, table, check=Config.check, prepare=prepare, files=files, summary=summary),
-)
+CALLS = dict(check=Config.check, model=on_one_device, prepare=prepare, files=files, summary=summary)
+KINDS.add("step_time", Kind(Config, items, measure, table, **CALLS))
 
 if __name__ == "__main__":
     script.run("step_time", __doc__)

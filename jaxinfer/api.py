@@ -1,7 +1,6 @@
 """The public face: load a model, generate, stream, score."""
 
 import dataclasses
-import functools
 import os
 import sys
 import warnings
@@ -24,7 +23,8 @@ from jaxinfer.errors import InputError, shown
 from jaxinfer.host.token_ids import batch_of, checked_text, token_ids
 from jaxinfer.host.values import whole
 from jaxinfer.layers.moe import RouterStats
-from jaxinfer.network.transformer import Transformer, init_params, param_axes
+from jaxinfer.network.spreading import bytes_by_device, spread
+from jaxinfer.network.transformer import Transformer, init_params
 from jaxinfer.runtime import scoring
 from jaxinfer.runtime.compiled import enable_compilation_cache
 from jaxinfer.runtime.detokenizer import Text
@@ -33,10 +33,9 @@ from jaxinfer.runtime.placed import PlacedModel
 from jaxinfer.runtime.request import Call, Options, default_policy, signed
 from jaxinfer.runtime.stats import Stats
 from jaxinfer.runtime.streaming import Stream
-from jaxinfer.sharding import Rules, Sharding, choices, rules_of, settled
+from jaxinfer.sharding import Rules, Sharding, across, choices, rules_of, settled
 from jaxinfer.weights.formats import FORMATS
 from jaxinfer.weights.layer_stack import MOST_VIEWS, for_cpu
-from jaxinfer.weights.qtensor import is_quantized
 from jaxinfer.weights.quantize import format_of, quantize_in_place
 
 Prompt = str | Sequence[int]
@@ -76,6 +75,7 @@ class Model:
     layout: Sharding | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     separate_layers: bool | None = None  # on a CPU: see `layer_stack.for_cpu`. None: in stacks of up to 32 layers
+    layout_notes: tuple[str, ...] = ()  # of `shard`, a line each: how heads are grouped, and what stays whole
 
     @classmethod
     def random(cls, config: ModelConfig, seed: int = 0, dtype: str = "float32") -> "Model":
@@ -104,6 +104,7 @@ class Model:
             raise InputError(
                 f"attach(draft={shown(extras['draft'])}): must be a model, such as jaxinfer.load(...) gives"
             )
+        extras = {name: self._beside(extra) for name, extra in extras.items()}
         return dataclasses.replace(self, extras={**self.extras, **extras})
 
     @cached_property
@@ -112,26 +113,39 @@ class Model:
         most = {None: MOST_VIEWS, True: sys.maxsize, False: 0}[self.separate_layers]
         params = for_cpu(self.params, most) if in_views else self.params
         extras = {name: extra.placed if isinstance(extra, Model) else extra for name, extra in self.extras.items()}
+        if self.layout is not None:
+            extras = across.spread(extras, self.layout.mesh)
         return PlacedModel(self.network, params, self.layout, extras)
 
     def shard(self, mesh: jax.sharding.Mesh, rules: Rules | None = None) -> "Model":
-        """Spread the model over a mesh, as `jax.make_mesh` or `jax.sharding.Mesh` gives it.
+        """Spread the model over a mesh, as `jax.make_mesh` or `jax.sharding.Mesh` gives it, with the models attached.
 
-        rules: default, those that the names of the mesh's axes stand for (`sharding.RULES`). A mesh axis that does not
-        divide a dimension leaves it whole. Raises InputError for a mesh of devices that this process has not, and
-        where mesh and rules do not know each other's axes.
+        rules: default, those that the names of the mesh's axes stand for (`sharding.RULES`). KV heads that a mesh axis
+        does not divide are replicated in groups, and heads padded where `rules.pad_heads` says so: the result computes
+        the same, and its configuration says how (`network.head_groups`). What else an axis does not divide stays whole:
+        see `layout_notes`. Raises InputError for a mesh of devices that this process has not, and where mesh and rules
+        do not know each other's axes.
         """
         if rules is None:
             rules = rules_of(getattr(mesh, "axis_names", ()))
         layout = Sharding(settled(mesh, rules), rules)
-        is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
+        config, params, notes = spread(self.config, self.params, layout)
+        made = dataclasses.replace(self, config=config, params=params, layout=layout, layout_notes=notes, extras={})
+        return made.attach(**{name: made._beside(extra, self) for name, extra in self.extras.items()})
 
-        def place(axes: Any, weight: Any) -> Any:
-            axes = weight.axes(axes) if is_quantized(weight) else axes
-            return jax.tree.map(functools.partial(layout.place, at_rest=True), weight, axes)
+    def _beside(self, extra: Any, whole: "Model | None" = None) -> Any:
+        """Give an extra as a spread model takes it: a model on the same mesh. whole: the model that was spread."""
+        if not isinstance(extra, Model) or self.layout is None or extra.layout is not None:
+            return extra
+        if whole is None or extra.params is not whole.params:
+            return extra.shard(self.layout.mesh, self.layout.rules)
+        config = extra.config.replace(n_heads=self.config.n_heads, n_kv_heads=self.config.n_kv_heads)
+        shared = dataclasses.replace(extra, config=config, params=self.params, layout=self.layout, extras={})
+        return shared.attach(**extra.extras)
 
-        placed = jax.tree.map(place, param_axes(self.config), self.params, is_leaf=is_axes)
-        return dataclasses.replace(self, params=placed, layout=layout)
+    def bytes_by_device(self) -> dict[jax.Device, int]:
+        """Count the bytes of the weights on each device of this process; see `Result.stats` for those of a cache."""
+        return bytes_by_device(self.params)
 
     @signed
     def generate(

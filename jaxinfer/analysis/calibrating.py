@@ -8,7 +8,8 @@ from jaxinfer.analysis.ledger.measuring import Running, room, rows_of
 from jaxinfer.analysis.ledger.physics import setting_of
 from jaxinfer.analysis.ledger.running import Timing
 from jaxinfer.analysis.roofline.analysis import Roofline, Stage, analyze
-from jaxinfer.analysis.roofline.calibration import REST, Point, sizes_of
+from jaxinfer.analysis.roofline.calibration import REST, Place, Point
+from jaxinfer.analysis.roofline.network import operators
 from jaxinfer.analysis.roofline.operator import Operator
 from jaxinfer.api import Model
 from jaxinfer.runtime.request import Options
@@ -21,10 +22,10 @@ LEAST = (
 class _Exact:
     """A machine as fast as its roofline, which reads prompts in chunks as every machine does."""
 
-    def slowdowns(self, made: Sequence[Operator]) -> Mapping[str, float]:
+    def slowdowns(self, made: Sequence[Operator], place: Place) -> Mapping[str, float]:
         return {one.kind: 1.0 for one in made}
 
-    def rest(self, tokens: float, context: float) -> float:
+    def rest(self, place: Place) -> float:
         return 0.0
 
 
@@ -48,8 +49,8 @@ class Measured:
         found = self.roofline.stages[self.stage]
         parts = self.roofline.parts(self.stage)
         calls = len(parts)
-        tokens = sum(part.rows * part.tokens for part in parts) / calls
-        context = sum(part.context for part in parts) / calls
+        places = [Place.of(operators(part), part.decoding) for part in parts]
+        tokens, context = (sum(getattr(one, name) for one in places) / calls for name in ("tokens", "context"))
         kinds = {one.operator.name: one.operator.kind for one in found}
         clock = dict.fromkeys(kinds.values(), 0.0)
         rest = self.timing.between + self.timing.host
@@ -60,13 +61,13 @@ class Measured:
             else:
                 clock[kind] += seconds
         bounds = {kind: sum(one.total for one in found if one.operator.kind == kind) for kind in clock}
-        sizes = sizes_of([one.operator for one in found]) | {"attention": context}
+        where = (weights, self.stage, places[0].width, tokens, context)
         made = [
-            Point(kind, weights, tokens, sizes[kind], bound / calls, max(clock[kind], LEAST * bound) / calls)
+            Point(kind, *where, bound / calls, max(clock[kind], LEAST * bound) / calls)
             for kind, bound in bounds.items()
             if bound
         ]
-        return [*made, Point(REST, weights, tokens, context, 0.0, rest / calls)]
+        return [*made, Point(REST, *where, 0.0, rest / calls)]
 
 
 def _running(model: Model, tokens: list[list[int]], steps: int, rounds: int) -> Running:

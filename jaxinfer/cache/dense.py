@@ -63,7 +63,7 @@ def append(cache: Cache, fresh: dict[str, Any], take: jax.Array | None, n: jax.A
         pos = cache.length[:, None] + order
         # Only the last of the tokens that would meet in one slot of a ring is written: scatter order is undefined.
         written = (order < n[:, None]) & (order >= n[:, None] - slots)
-        return write(store, new, take, pos, jnp.where(written, pos % slots, slots))
+        return write(store, new, take, pos, jnp.where(written, pos % slots, slots), in_turn=True)
 
     stores = {name: into(store, fresh[name]) for name, store in cache.stores.items()}
     return dataclasses.replace(cache, stores=stores, length=cache.length + n)

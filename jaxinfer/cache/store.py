@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxinfer.cache import split
 from jaxinfer.config import LayerKind, ModelConfig
 from jaxinfer.errors import InputError
-from jaxinfer.sharding import choices
+from jaxinfer.sharding import choices, layouts
 
 BLOCK = 128
 """Slots come in blocks of this many: attention reads whole blocks, and a store holds a whole number of them."""
@@ -52,8 +53,9 @@ class Cache:
     prompt: jax.Array | None = None  # i32[B]: tokens of the prompt, where rotary frequencies follow the length
 
 
-def round_up(n: int, multiple: int = BLOCK) -> int:
-    """Give the smallest multiple that is at least n."""
+def round_up(n: int, multiple: int | None = None) -> int:
+    """Give the smallest multiple that is at least n; None: of a block for each device that shares a row's slots."""
+    multiple = BLOCK * split.devices_of(layouts.active()) if multiple is None else multiple
     return -(-n // multiple) * multiple
 
 
@@ -98,9 +100,17 @@ def causal(kind: LayerKind, q_pos: jax.Array, kv_pos: jax.Array) -> jax.Array:
 
 
 def extent(store: Store) -> jax.Array:
-    """Count the slots from the first to the last one in use, in any row, i32[]. Attention looks no further."""
-    slots = jnp.arange(1, store.pos.shape[1] + 1, dtype=jnp.int32)
-    return jnp.max(jnp.where(store.pos >= 0, slots, 0))
+    """Count the slots from the first to the last one in use, in any row, i32[]. Attention looks no further.
+
+    Where devices share the slots, that is a number for each of them, of its own slots and rows: i32[devices].
+    """
+    shared = split.split_of(store)
+    return _extent(store.pos) if shared is None else split.last_in_use(shared, store, _extent)
+
+
+def _extent(pos: jax.Array) -> jax.Array:
+    slots = jnp.arange(1, pos.shape[1] + 1, dtype=jnp.int32)
+    return jnp.max(jnp.where(pos >= 0, slots, 0))
 
 
 def settle(store: States, fresh: Any, take: jax.Array | None, n: jax.Array) -> States:
@@ -165,6 +175,10 @@ def reorder(cache: Cache, rows: jax.Array) -> Cache:
         return cache.policy.gather(cache, rows)
 
     def move(store: Store) -> Store:
+        shared = split.split_of(store)
+        if shared is not None:
+            return split.reorder(shared, store, rows, BLOCK)
+
         def one_block(i, x):
             block = jax.lax.dynamic_slice_in_dim(x, i * BLOCK, BLOCK, axis=3)
             return jax.lax.dynamic_update_slice_in_dim(x, take_rows(block, rows, axis=1), i * BLOCK, axis=3)
@@ -189,12 +203,27 @@ def move_states(store: States, rows: jax.Array) -> States:
     return States(jax.tree.map(lambda x: take_rows(x, rows, axis=1), store.state))
 
 
-def write(store: Store, fresh: tuple[Any, Any], take: jax.Array | None, pos: jax.Array, slot: jax.Array) -> Store:
+def write(
+    store: Store,
+    fresh: tuple[Any, Any],
+    take: jax.Array | None,
+    pos: jax.Array,
+    slot: jax.Array,
+    in_turn: bool = False,
+) -> Store:
     """Put fresh tokens into slots, in place when the cache is donated.
 
     fresh: (k, v), pytrees of [L, B, K, T, ...] in storage format. take: i32[B, E], which of the T go in; None: all, in
-    order. pos, slot: i32[B, E]; a slot outside the store drops its token.
+    order. pos, slot: i32[B, E]; a slot outside the store drops its token. in_turn: the position of a token and its slot
+    are the same number modulo the store's size, and positions follow each other.
     """
+    shared = split.split_of(store)
+    if shared is not None:
+        return split.write(shared, _written, store, fresh, take, pos, slot, in_turn)
+    return _written(store, fresh, take, pos, slot)
+
+
+def _written(store: Store, fresh: Any, take: jax.Array | None, pos: jax.Array, slot: jax.Array) -> Store:
     rows = jnp.arange(slot.shape[0])[:, None]
     block, offset = rows, slot
     if store.pages is not None:

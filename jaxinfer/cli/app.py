@@ -14,7 +14,9 @@ except ModuleNotFoundError:
     raise SystemExit(2) from None
 
 import jaxinfer
+from jaxinfer.cli import processes
 from jaxinfer.host import interrupts
+from jaxinfer.host.processes import TIMEOUT
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +32,13 @@ Dtype = Annotated[str | None, typer.Option(help="float32 or bfloat16; default: f
 Weights = Annotated[str | None, typer.Option(help="Round weights to int8, int4, nf4, fp8, ...; default: as they are.")]
 TokenizerPath = Annotated[
     str | None, typer.Option("--tokenizer", help="A folder, tokenizer.json or .gguf file to take the tokenizer from.")
+]
+Mesh = Annotated[
+    str | None,
+    typer.Option(help="Spread the model over devices, such as data=2,tensor=4; one CPU shows as many as it takes."),
+]
+PadHeads = Annotated[
+    bool, typer.Option("--pad-heads", help="With --mesh: add heads of zeros where heads do not divide an axis.")
 ]
 System = Annotated[str | None, typer.Option(help="The system message of the chat.")]
 TemplateVar = Annotated[
@@ -115,10 +124,20 @@ def library() -> Iterator[None]:
     if waiting:
         print(" " * len("loading JAX"), end="\r", file=sys.stderr, flush=True)
     interrupts.ready()
+    processes.begin()
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+def _version(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    coordinator: processes.Coordinator = None,
+    process: processes.Process = None,
+    n_processes: processes.Processes = None,
+    join_timeout: processes.JoinTimeout = TIMEOUT,
+) -> None:
+    asked = {"coordinator": coordinator, "process": process, "processes": n_processes, "timeout": join_timeout}
+    processes.ask(context.invoked_subcommand, asked)
     if version:
         typer.echo(f"jaxinfer {jaxinfer.__version__}")
         raise typer.Exit

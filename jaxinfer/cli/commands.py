@@ -14,10 +14,12 @@ from jaxinfer.cli.app import (
     IncludeStop,
     JsonSchema,
     MaxNewTokens,
+    Mesh,
     Method,
     MinNewTokens,
     Model,
     Ngram,
+    PadHeads,
     Plugin,
     Policy,
     Profile,
@@ -48,6 +50,8 @@ def generate(
     dtype: Dtype = None,
     weights: Weights = None,
     tokenizer: TokenizerPath = None,
+    mesh: Mesh = None,
+    pad_heads: PadHeads = False,
     chat: Annotated[bool | None, typer.Option(help="Wrap it in the chat template; default: if there is one.")] = None,
     system: System = None,
     template_var: TemplateVar = None,
@@ -78,6 +82,7 @@ def generate(
     """Continue or answer TEXT. The answer goes to standard output, a line of figures to standard error."""
     with library():
         from jaxinfer.cli import conversation, options
+        from jaxinfer.experiment import spread
         from jaxinfer.experiment.progress import load_model
     plugins.load(plugin or (), name="--plugin")
     settings = options.options(
@@ -99,9 +104,8 @@ def generate(
     }
     template = options.template_options(template_var, tools)
     text = options.read_prompt(text)
-    mesh = options.executable(executable)
-    loaded = load_model(model, dtype, weights, draft, tokenizer)
-    loaded = loaded if mesh is None else loaded.shard(mesh.on())
+    laid_on = options.executable(executable) or spread.of_options(mesh, pad_heads)
+    loaded = load_model(model, dtype, weights, draft, tokenizer, laid_on)
     prompt = options.encode_prompt(loaded, text, chat, system, template)
     settings |= options.constraint(loaded, regex, json_schema)
     with options.profiled(profile):
@@ -121,6 +125,8 @@ def chat(
     dtype: Dtype = None,
     weights: Weights = None,
     tokenizer: TokenizerPath = None,
+    mesh: Mesh = None,
+    pad_heads: PadHeads = False,
     system: System = None,
     template_var: TemplateVar = None,
     tools: Tools = None,
@@ -137,13 +143,15 @@ def chat(
     """Talk to a model, turn by turn. /reset, /exit, /help; Ctrl-C stops an answer."""
     with library():
         from jaxinfer.cli import conversation, options
+        from jaxinfer.experiment import spread
         from jaxinfer.experiment.progress import load_model
     plugins.load(plugin or (), name="--plugin")
     method = method or (draft and "speculative")
     settings = options.options(method, {"width": width, "ngram": ngram}, policy, None, sampling)
     settings |= {"max_new_tokens": max_new_tokens, "seed": seed}
     template = options.template_options(template_var, tools)
-    conversation.chat(load_model(model, dtype, weights, draft, tokenizer), system, settings, template)
+    loaded = load_model(model, dtype, weights, draft, tokenizer, spread.of_options(mesh, pad_heads))
+    conversation.chat(loaded, system, settings, template)
 
 
 @app.command("eval")
@@ -155,6 +163,8 @@ def evaluate(
     dtype: Dtype = None,
     weights: Weights = None,
     tokenizer: TokenizerPath = None,
+    mesh: Mesh = None,
+    pad_heads: PadHeads = False,
     window: Annotated[int, typer.Option(help="Tokens in a window.")] = 2048,
     max_windows: Annotated[int | None, typer.Option(help="Only the first so many windows.")] = None,
     stride: Annotated[
@@ -172,15 +182,18 @@ def evaluate(
 
     with library():
         from jaxinfer.cli import evaluate as evaluation
+        from jaxinfer.experiment import spread
     plugins.load(plugin or (), name="--plugin")
     if (text is None) == (task is None):
         raise typer.BadParameter("give one of --text and --task")
+    over = spread.of_options(mesh, pad_heads)
     if task is not None:
-        typer.echo(evaluation.task(model, dtype, weights, task, limit, policy, tokenizer))
+        typer.echo(evaluation.task(model, dtype, weights, task, limit, policy, tokenizer, over))
         return
     assert text is not None
     start = time.perf_counter()
-    result = evaluation.perplexity(model, dtype, weights, text, window, max_windows, policy, stride, bos, tokenizer)
+    how = (window, max_windows, policy, stride, bos, tokenizer, over)
+    result = evaluation.perplexity(model, dtype, weights, text, *how)
     seconds = time.perf_counter() - start
     typer.echo(
         f"perplexity {result.value:.4f}, {result.windows} {result.protocol}, {result.tokens} tokens, "
@@ -200,7 +213,15 @@ def run(
         typer.Option("--resume", help="Skip what is done: in the run folder given next, else in the newest."),
     ] = False,
     executable: Executable = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="A trace of every row for XProf and TensorBoard, in the run folder.")
+    ] = False,
+    mesh: Mesh = None,
+    pad_heads: PadHeads = False,
     plugin: Plugin = None,
+    on: Annotated[
+        str | None, typer.Option(help="Where rows are measured: ray or ray://HOST:PORT, a cluster; default: here.")
+    ] = None,
 ) -> int:
     """Measure what a config asks for, and write a table and a report.
 
@@ -209,8 +230,11 @@ def run(
     with library():
         from jaxinfer.cli import options
         from jaxinfer.experiment.command import run_config
-    mesh = options.executable(executable)
-    return run_config(config, arguments or [], resume, plugin or (), mesh=mesh)
+    laid_on = options.executable(executable)
+    over = ["profile=true"] if profile else []
+    over += [] if mesh is None else [f"mesh={mesh or repr(mesh)}"]
+    over += ["pad_heads=true"] if pad_heads else []
+    return run_config(config, [*(arguments or []), *over], resume, plugin or (), on=on, spread_over=laid_on)
 
 
 train = typer.Typer(no_args_is_help=True, help="Train small parts on a frozen model.")

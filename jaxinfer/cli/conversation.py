@@ -24,10 +24,13 @@ def write_pieces(pieces: Iterable[str]) -> None:
 
 def figures(stats) -> str:
     """Write the line of figures that follows an answer."""
+    held = (stats.device_weight_bytes, stats.device_cache_bytes)
+    weights, cache = map(table.size, held)
+    mesh = f", mesh {stats.mesh}: {weights} of weights and {cache} of cache a device" if stats.mesh else ""
     return (
         f"prefill {table.rate(stats.prefill_rate)} tokens/s, decode {table.rate(stats.decode_rate)} tokens/s, "
         f"{stats.tokens_per_step:.2f} tokens/step, compile {stats.seconds['compile']:.1f} s, "
-        f"{stats.bandwidth / 1e9:.3g} GB/s"
+        f"{stats.bandwidth / 1e9:.3g} GB/s{mesh}"
     )
 
 

@@ -10,6 +10,7 @@ from jaxinfer.cli.options import policy_of
 from jaxinfer.errors import InputError, shown, shown_text
 from jaxinfer.experiment.progress import load_model, stderr
 from jaxinfer.experiment.prompts import read_text
+from jaxinfer.experiment.spread import Spread
 
 
 def perplexity(
@@ -23,6 +24,7 @@ def perplexity(
     stride: int | None = None,
     bos: bool | None = None,
     tokenizer: str | None = None,
+    spread: Spread | None = None,
 ):
     """Compute the perplexity of a text file, tokenized whole: see `analysis.quality.perplexity`. Raises InputError."""
     text = read_text(file, "--text")
@@ -32,7 +34,7 @@ def perplexity(
     if stride is not None and stride > window:
         raise InputError(f"--stride: expected at most the window of {window}, got {stride}")
     kept = policy_of(policy)
-    model = load_model(source, dtype, weights, tokenizer=tokenizer)
+    model = load_model(source, dtype, weights, tokenizer=tokenizer, spread=spread)
     if model.tokenizer is None:
         raise InputError(f"--model: {shown(source)} has no tokenizer")
     if bos and quality.bos_of(model) is None:
@@ -67,6 +69,7 @@ def task(
     limit: int | None = None,
     policy: str | None = None,
     tokenizer: str | None = None,
+    spread: Spread | None = None,
 ) -> str:
     """Measure the accuracy on a task, a .jsonl file of choices or last words, and say it in a line. Raises InputError.
 
@@ -76,7 +79,7 @@ def task(
         raise InputError(f"--limit: expected a whole number from 1, got {limit}")
     items: Any = quality.read_task(file, limit, "--task")
     kept = policy_of(policy)
-    model = load_model(source, dtype, weights, tokenizer=tokenizer)
+    model = load_model(source, dtype, weights, tokenizer=tokenizer, spread=spread)
     if model.tokenizer is None:
         raise InputError(f"--model: {shown(source)} has no tokenizer")
     columns = (TextColumn("items"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

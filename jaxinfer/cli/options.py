@@ -10,6 +10,7 @@ from jaxinfer.experiment import attachments, merge, registry
 from jaxinfer.experiment.merge import Origin
 from jaxinfer.experiment.progress import stderr
 from jaxinfer.experiment.schema import ConstraintSpec
+from jaxinfer.experiment.spread import Spread
 from jaxinfer.host.files import MOST_BYTES, parse_json, read_bytes
 
 
@@ -140,8 +141,8 @@ def profiled(folder: str | None) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if folder is None else profile_to(folder)
 
 
-def executable(file: str | None) -> Any:
-    """Let the programs of `--executable` take the place of compiling: the mesh that the model must lie on, or None.
+def executable(file: str | None) -> Spread | None:
+    """Let the programs of `--executable` take the place of compiling: how the model must be spread for that, or None.
 
     Raises InputError for a damaged file, and one for another version or device.
     """
@@ -149,4 +150,4 @@ def executable(file: str | None) -> Any:
         return None
     from jaxinfer.analysis.ahead_of_time import saving
 
-    return saving.use(file)
+    return Spread(*saving.use(file))

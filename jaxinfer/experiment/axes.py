@@ -6,6 +6,7 @@
       method: [greedy, {name: "lookup 8", method: {name: lookup, width: 8}}]
       workload: [quickstart, {name: long, synthetic: {prompt: 512, generate: 64}}]
       batch: [1, 4]
+      mesh: [null, tensor=2, {data: 2, tensor: 4, pad_heads: true}]
 
 An entry is a value, or a mapping {name: label, AXIS: value}; of a model, samplings, a mesh and a workload, whose own
 keys include no name, {name: label, ...} too. Resolved entries are {"name": label, AXIS: value}, all defaults written
@@ -18,11 +19,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxinfer.errors import shown_text
+from jaxinfer.errors import InputError, shown_text
 from jaxinfer.experiment import compressors, filled, registry
 from jaxinfer.experiment.merge import Origin, show
 from jaxinfer.experiment.registry import suggest
 from jaxinfer.experiment.specs import Experiment, ModelSpec, PromptSpec, SyntheticSpec
+from jaxinfer.experiment.spread import Spread
 from jaxinfer.experiment.typed import typed
 from jaxinfer.host.files import path_of
 
@@ -156,23 +158,13 @@ def _sampling(value: Any, origin: Origin, config: Experiment) -> dict[str, Any] 
     return registry.as_mapping(registry.sampling(value, (), origin))
 
 
-def _mesh(value: Any, origin: Origin, config: Experiment) -> dict[str, int] | None:
+def _mesh(value: Any, origin: Origin, config: Experiment) -> dict[str, Any] | None:
     if value is None:
         return None
-    example = "write data=1,tensor=2, {data: 1, tensor: 2} or null"
-    if isinstance(value, str):
-        pairs = [part.partition("=") for part in value.split(",")]
-        value = {axis.strip(): int(n) if n.strip().isdecimal() and len(n) < 9 else n for axis, _, n in pairs}
-    if not isinstance(value, Mapping) or not value:
-        raise origin.error((), f"{example}, got {show(value)}")
-    for axis, size in value.items():
-        if axis not in ("data", "tensor"):
-            raise origin.error(
-                (), f"a mesh has no axis {show(axis)}{suggest(str(axis), ('data', 'tensor'))}; {example}"
-            )
-        if type(size) is not int or not 1 <= size < 2**20:
-            raise origin.error((), f"{axis}: expected a whole number from 1, got {show(size)}")
-    return dict(value)
+    try:
+        return Spread.of(value).as_data()
+    except InputError as error:
+        raise origin.error((), f"{error}; or null, for one device") from None
 
 
 def _workload(value: Any, origin: Origin, config: Experiment) -> dict[str, Any]:
@@ -221,6 +213,7 @@ def _label(axis: str, value: Any) -> str:
 
 def _of_model(value: Mapping[str, Any]) -> str:
     more = [value[key] for key in ("dtype", "weights") if value[key]]
+    more += [f"on {Spread.of(value['mesh'], value['pad_heads'])}"] if value["mesh"] else []
     if context := value["context"]:
         more.append(f"{context['kind']} {context['factor']:g}")
     return " ".join([Path(value["source"]).name or value["source"], *more])
@@ -262,7 +255,7 @@ def _short(value: Any) -> str:
 LABEL: dict[str, Callable[[Any], str]] = {
     "model": _of_model,
     "compress": lambda value: " ".join(x if key == "weights" else f"{key}={_short(x)}" for key, x in value.items()),
-    "mesh": lambda value: ",".join(f"{axis}={size}" for axis, size in value.items()),
+    "mesh": lambda value: str(Spread.of(value)),
     "policy": lambda value: _of_class(value, lambda name, *more: registry.policy({"name": name}, *more)),
     "method": lambda value: _of_class(value, registry.method),
     "sampling": lambda value: (

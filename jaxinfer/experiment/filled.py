@@ -11,6 +11,7 @@ from jaxinfer.errors import InputError
 from jaxinfer.experiment import registry
 from jaxinfer.experiment.merge import Keys, Origin, dotted, show
 from jaxinfer.experiment.specs import ExtraSpec, ModelSpec, PromptSpec, RowSpec
+from jaxinfer.experiment.spread import Spread
 from jaxinfer.host.files import path_of
 
 
@@ -19,6 +20,10 @@ def check_model(model: ModelSpec, origin: Origin) -> None:
     context = model.context
     if context and not 1 <= context.factor < math.inf:
         raise origin.error(("context", "factor"), f"expected a number from 1, got {show(context.factor)}")
+    try:
+        Spread.of_model(model)
+    except InputError as error:
+        raise origin.error(("mesh",), str(error)) from None
     if not model.source.strip():
         raise origin.error(("source",), "is empty")
 

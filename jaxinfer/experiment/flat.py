@@ -17,6 +17,7 @@ from jaxinfer.errors import InputError
 from jaxinfer.experiment import axes, compare
 from jaxinfer.experiment.finished import MOST_BYTES
 from jaxinfer.experiment.specs import Experiment
+from jaxinfer.experiment.spread import Spread
 from jaxinfer.host.files import parse_json, read_text
 
 NAME = "results.jsonl"
@@ -28,7 +29,7 @@ QUALITY = (
 FIGURES = (
     *("decode", "decode_min", "decode_max", "prefill", "speedup", "of_reference", "tokens_per_step"),
     *("identical", "prompts", "prompt_tokens", "new_tokens", "compile_seconds", "weight_bytes", "cache_bytes"),
-    *("temp_bytes", "peak_rss_bytes", "bandwidth", *QUALITY),
+    *("device_weight_bytes", "device_cache_bytes", "temp_bytes", "peak_rss_bytes", "bandwidth", *QUALITY),
 )
 AXES = ("model", "weights", "compress", "mesh", "policy", "workload", "batch", "rows", "method", "sampling")
 MACHINE = ("jaxinfer", "commit", "jax", "jaxlib", "python", "platform", "cpus", "devices")
@@ -67,7 +68,7 @@ def _settings(config: Experiment, row: Mapping[str, Any]) -> dict[str, Any]:
         "model": axes.of_model(config.model),
         "weights": config.model.weights or axes.NONE["weights"],
         "compress": axes.NONE["compress"],
-        "mesh": axes.NONE["mesh"],
+        "mesh": str(spread) if (spread := Spread.of_model(config.model)) else axes.NONE["mesh"],
         "workload": axes.of_prompts(config.prompts),
         "batch": str(config.decoding.batch),
     }
@@ -102,6 +103,8 @@ def _row(config: Experiment, row: Mapping[str, Any], summary: compare.Summary) -
         "compile_seconds": summary.compile_seconds,
         "weight_bytes": summary.weight_bytes,
         "cache_bytes": summary.cache_bytes,
+        "device_weight_bytes": row.get("device_weight_bytes"),
+        "device_cache_bytes": row.get("device_cache_bytes"),
         "temp_bytes": summary.temp_bytes,
         "peak_rss_bytes": summary.peak_rss_bytes,
         "bandwidth": summary.bandwidth,

@@ -30,7 +30,7 @@ class Point:
     labels: Mapping[str, str]
     model: ModelSpec
     compress: Mapping[str, Any] | None
-    mesh: Mapping[str, int] | None
+    mesh: Mapping[str, Any] | None
     workload: PromptSpec
     decoding: DecodingSpec
 

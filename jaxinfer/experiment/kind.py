@@ -72,7 +72,8 @@ class Kind:
     the names of their files, after every item; pages(run, tables, files, summary) those of table.md and report.html;
     failed(rows) tells that the command ends with exit code 1; failure(item) says what is kept of one whose measuring
     raised an exception: where it is given the others go on, and the command ends with exit code 1; texts(config,
-    prompts) tells of a finished row which prompts it should have. In rows.jsonl an item is a line {"item": name,
+    prompts) tells of a finished row which prompts it should have; units(config, items) names by item what has to stay
+    on one machine, where items may be measured on several. In rows.jsonl an item is a line {"item": name,
     "rows": [...]}, or, where `key` is given, its one row, which has its name under that key; finished(line, where,
     before) checks a line.
     """
@@ -92,6 +93,7 @@ class Kind:
     failed: Callable[[Sequence[Row]], bool | None] = _nothing
     failure: Callable[[Any], Mapping[str, Any]] | None = None
     texts: Callable[[Any, Prompts], Callable[[Row], list[str]]] = same_prompts
+    units: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]] | None = None
     key: str | None = None
     unit: str = "item"
     finished: Callable[[Any, str, list[Row]], Row] = finished.check_item

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxinfer.errors import InputError, shown_text
-from jaxinfer.experiment import heading, merge
+from jaxinfer.experiment import heading, merge, spread
 from jaxinfer.experiment.kind import Kind
 from jaxinfer.experiment.merge import Origin, show
 from jaxinfer.experiment.registry import suggest
@@ -34,20 +34,27 @@ class Experiment:
 
 
 def read(
-    path: str | Path, overrides: Sequence[str] = (), plugin_files: Sequence[str] = (), default: str = DEFAULT
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    plugin_files: Sequence[str] = (),
+    default: str = DEFAULT,
+    here: bool = True,
 ) -> Experiment:
     """Read and check a config of any kind. plugin_files: those of the command line, which run first.
 
-    default: the kind of a config that names none. Raises InputError, one line, for whatever cannot be.
+    default: the kind of a config that names none. here: whether it is measured on this machine, whose files and devices
+    are checked then. Raises InputError, one line, for whatever cannot be.
     """
     plugins.load(plugin_files, name="--plugin")
     data, origin = merge.read(path, list(overrides))
     named, files, data = heading.take(data, origin, Path(path).parent)
     name = default if named is None else named
     kind = find(name, Path(path).parent, origin)
+    data = spread.into_model(data, kind.config, origin)
     config = kind.read(data, origin) if kind.read else typed(kind.config, data, origin, heading.KEYS)
     check_name(config.name, origin)
-    kind.check(config)
+    if here:
+        kind.check(config)
     files = list(dict.fromkeys([*(str(Path(file).expanduser().resolve()) for file in plugin_files), *files]))
     above = {"kind": name} if files or name != DEFAULT else {}
     return Experiment(kind, config, above | ({"plugins": files} if files else {}))

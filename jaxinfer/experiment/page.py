@@ -13,6 +13,8 @@ from typing import Any
 from jaxinfer.experiment import ledger_section, sheet
 from jaxinfer.experiment.html_table import table_html as table_html
 from jaxinfer.experiment.sheet import Table
+from jaxinfer.experiment.table import size
+from jaxinfer.sharding import MeshShape
 
 NONE_YET = "Nothing is finished yet."
 
@@ -21,14 +23,26 @@ def pages(run: Any, tables: Sequence[Table], files: Mapping[str, str], summary: 
     """Make table.md and report.html of any kind of experiment: its sentence, its tables and its charts."""
     title, lead = run.config.name, summary or ("" if tables else NONE_YET)
     parts = [f"# {title}", lead, *(sheet.markdown(table).rstrip() for table in tables)]
+    on_mesh = _mesh(run.model)
+    parts += [on_mesh] if on_mesh else []
     charts = [text for name, text in files.items() if name.endswith(".svg")]
     sections = [
         f"<h1>{escape(title)}</h1><p class=lead>{escape(lead)}</p>",
+        f"<p>{escape(on_mesh)}</p>" if on_mesh else "",
         *map(table_html, tables),
         *(f"<figure>{chart}</figure>" for chart in charts),
         ledger_section.section(run.rows),
     ]
     return {"table.md": "\n\n".join(filter(None, parts)) + "\n", "report.html": html(title, sections, run.folder)}
+
+
+def _mesh(model: Any) -> str | None:
+    """Say what a run's model is spread over, and the bytes that a device holds of it."""
+    layout = getattr(model, "layout", None)
+    if layout is None:
+        return None
+    most = max(model.bytes_by_device().values(), default=0)
+    return f"Spread over the mesh {MeshShape.of(dict(layout.mesh.shape))}: {size(most)} of weights on each device."
 
 
 def html(title: str, sections: Sequence[str], folder: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from jaxinfer.experiment.prepare import Ready, batches, seeds
 from jaxinfer.experiment.prompts import Prompt
 from jaxinfer.experiment.schema import DecodingSpec
+from jaxinfer.host import processes
 
 
 def measure(
@@ -63,25 +64,37 @@ def measure(
             others.append(beside(what))
         else:
             rates = [_mean(one, "decode_rate", _decode_seconds) for one in stats]
-            settled = agree(rates, base_rates, decoding.agree)
+            settled = processes.of_first(agree(rates, base_rates, decoding.agree))  # each has a clock of its own
     first = stats[0]
-    return {
-        **what,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "dtype": model.dtype,
-        "weights": model.weights or model.dtype,
-        "decode_rates": [_mean(one, "decode_rate", _decode_seconds) for one in stats],
-        "baseline_rates": base_rates,
-        "settled": settled,
-        "prefill_rates": [_mean(one, "prefill_rate", _prefill_seconds) for one in stats],
-        "bandwidths": [_mean(one, "bandwidth", _decode_seconds) for one in stats],
-        "tokens_per_step": _mean(first, "tokens_per_step", lambda one: sum(one.steps)),
-        "compile_seconds": float(compiling[row.row.name]),
-        "weight_bytes": max(one.weight_bytes for one in first),
-        "cache_bytes": max(one.cache_bytes for one in first),
-        "temp_bytes": max(one.temp_bytes for one in first),
-        "peak_rss_bytes": peak_rss(),
-    } | ({"beside": others} if beside else {})
+    return (
+        {
+            **what,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "dtype": model.dtype,
+            "weights": model.weights or model.dtype,
+            "decode_rates": [_mean(one, "decode_rate", _decode_seconds) for one in stats],
+            "baseline_rates": base_rates,
+            "settled": settled,
+            "prefill_rates": [_mean(one, "prefill_rate", _prefill_seconds) for one in stats],
+            "bandwidths": [_mean(one, "bandwidth", _decode_seconds) for one in stats],
+            "tokens_per_step": _mean(first, "tokens_per_step", lambda one: sum(one.steps)),
+            "compile_seconds": float(compiling[row.row.name]),
+            "weight_bytes": max(one.weight_bytes for one in first),
+            "cache_bytes": max(one.cache_bytes for one in first),
+            "temp_bytes": max(one.temp_bytes for one in first),
+            "peak_rss_bytes": peak_rss(),
+        }
+        | _on_mesh(first)
+        | ({"beside": others} if beside else {})
+    )
+
+
+def _on_mesh(first: list) -> dict[str, Any]:
+    """Say what the model is spread over, and the most bytes that a device holds; nothing where it is not."""
+    if first[0].mesh is None:
+        return {}
+    keys = ("device_weight_bytes", "device_cache_bytes")
+    return {"mesh": first[0].mesh, **{key: max(getattr(one, key) for one in first) for key in keys}}
 
 
 def agree(rates: Sequence[float], base_rates: Sequence[float], within: float) -> bool:

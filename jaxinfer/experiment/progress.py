@@ -11,6 +11,8 @@ import jaxinfer
 from jaxinfer.errors import shown_text
 from jaxinfer.experiment import attachments
 from jaxinfer.experiment.schema import ExtraSpec
+from jaxinfer.experiment.spread import Spread
+from jaxinfer.sharding import MeshShape, meshes
 
 SHORT = 1.0  # seconds of waiting that need no line
 
@@ -18,12 +20,32 @@ stderr = Console(stderr=True, highlight=False)
 
 
 def load_model(
-    source: str, dtype: str | None, weights: str | None = None, draft: str | None = None, tokenizer: str | None = None
+    source: str,
+    dtype: str | None,
+    weights: str | None = None,
+    draft: str | None = None,
+    tokenizer: str | None = None,
+    spread: Spread | None = None,
 ):
-    """Do `jaxinfer.load` with a line on the terminal meanwhile; a draft model is attached."""
+    """Do `jaxinfer.load` with a line on the terminal meanwhile; a draft model is attached, and spread like it."""
     with waiting(f"loading {shown_text(source)}"):
         model = jaxinfer.load(source, dtype, weights, tokenizer)
-        return attachments.attach(model, source, {"draft": ExtraSpec(draft)} if draft else {})
+        model = attachments.attach(model, source, {"draft": ExtraSpec(draft)} if draft else {})
+        model = model if spread is None else spread.over(model)
+    spread_over(model)
+    return model
+
+
+def spread_over(model) -> None:
+    """Say, dimmed, what devices a model lies on where these are virtual, and what of it they could not split."""
+    layout = getattr(model, "layout", None)
+    if layout is None:
+        return
+    mesh, lines = layout.mesh, list(model.layout_notes)
+    if meshes.virtual(mesh):
+        lines.insert(0, f"mesh {MeshShape.of(dict(mesh.shape))}: {mesh.size} virtual devices of one CPU")
+    for line in lines:
+        stderr.print(line, style="dim", markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

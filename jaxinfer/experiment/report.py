@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxinfer.experiment import brief, compare, grid, ledger_section, page, sections, sheet, table
+from jaxinfer.experiment.mesh_table import mesh_table
 from jaxinfer.experiment.schema import DecodingSpec, Experiment
 from jaxinfer.experiment.sections import plural as plural
 from jaxinfer.experiment.sheet import Table
@@ -43,9 +44,10 @@ def sentence(config: Experiment, rows: Sequence[Row]) -> str:
         own = min(rows, key=lambda row: row["weight_bytes"])  # without draft models
         weights = f" (weights {own.get('weights', dtype)}, {table.size(own['weight_bytes'])})"
     context = config.model.context
+    mesh = f" over the mesh {rows[0]['mesh']}" if rows and rows[0].get("mesh") else ""
     longer = f" with {context.factor:g} times its context ({context.kind} positions)" if context else ""
     return (
-        f"{count} on {_plain(config.model.source)}{longer} in {dtype}{weights}: {prompts} "
+        f"{count} on {_plain(config.model.source)}{longer}{mesh} in {dtype}{weights}: {prompts} "
         f"({_plain(source)}), up to {decoding.max_new_tokens} new tokens each, batch {decoding.batch}, "
         f"median of {repeats}."
     )
@@ -62,6 +64,8 @@ def markdown(config: Experiment, rows: Sequence[Row], failures: Sequence[Row] = 
     summaries = compare.summarize(rows)
     body = table.markdown(summaries, failures) if rows else "No row is finished yet.\n"
     found = brief.sentences(rows, summaries, failures)
+    spread = mesh_table(rows)
+    more = [*more, *([sheet.markdown(spread).rstrip()] if spread else [])]
     parts = [f"# {config.name}", sentence(config, rows), body.rstrip(), *more, *found, table.meaning(summaries)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -78,9 +82,11 @@ def html(config: Experiment, rows: Sequence[Row], folder: Path, failures: Sequen
     failed = sections.failed(failures)
     if not rows:
         return page.html(config.name, [*head, "<p>No row is finished yet.</p>", failed], folder)
+    spread = mesh_table(rows)
     shown = page.table_html(table.table(summaries, failures), table.meaning(summaries))
     body = [
         f'<section id="rows"><h2>Rows</h2>{shown}</section>',
+        f'<section id="meshes">{page.table_html(spread)}</section>' if spread else "",
         failed,
         sections.speeds(rows, summaries),
         sections.trade(rows, summaries),

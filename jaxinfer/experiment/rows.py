@@ -18,6 +18,7 @@ from jaxinfer.experiment import (
     quality_columns,
     report,
     row_ledger,
+    row_profile,
     runner,
     schema,
     session,
@@ -95,6 +96,7 @@ def measure_row(
     rows = ready.rows[row.name], ready.rows[base.name]
     found = measure(run.model, *rows, run.prompts, ready.tokens, decoding, run.tick, beside)
     found |= _ledger(found, run, run.model, ready.rows[row.name], ready.tokens, decoding)
+    found |= _profile(run, run.model, row.name, ready.rows[row.name], ready.tokens, decoding)
     return _with_quality(found, run, run.model, ready.tokens, lambda: run.model)
 
 
@@ -107,6 +109,7 @@ def _measure_point(point: Point, run: Run) -> dict[str, Any]:
     found = measure(stand.model, *rows, stand.prompts, stand.tokens, point.decoding, run.tick)
     found["axes"] = dict(point.labels)
     found |= _ledger(found, run, stand.model, stand.row, stand.tokens, point.decoding)
+    found |= _profile(run, stand.model, point.name, stand.row, stand.tokens, point.decoding)
     first = grid.reference(point, opened.points)
     return _with_quality(found, run, stand.model, stand.tokens, lambda: opened.model(first or point))
 
@@ -118,6 +121,14 @@ def _ledger(
         return {}
     run.say("measuring the ledger")
     return row_ledger.measured(model, row, found, tokens, decoding, run.say)
+
+
+def _profile(
+    run: Run, model: Any, name: str, row: Ready, tokens: list[list[int]], decoding: DecodingSpec
+) -> dict[str, str]:
+    if not run.config.profile:
+        return {}
+    return row_profile.written(model, row, name, tokens, decoding, run.folder, run.say)
 
 
 def _with_quality(
@@ -161,6 +172,20 @@ def _note(row: RowSpec | Point, run: Run) -> str:
     return f"compiling, and {'at most ' if decoding.agree else ''}{most}"
 
 
+def units(config: Experiment, items: Mapping[str, Any]) -> dict[str, Any]:
+    """Name by row what has to stay on one machine, where a row always takes turns with its own baseline.
+
+    Of a grid the rows of what is loaded once; where quality is asked for, all rows with the same reference.
+    """
+    if not config.axes:
+        return {name: "reference" if config.quality else name for name in items}
+    points = list(items.values())
+    if not config.quality:
+        return {point.name: session.key(point) for point in points}
+    found = ((point, grid.reference(point, points)) for point in points)
+    return {point.name: (first or point).name for point, first in found}
+
+
 def encode(model, prompts: tuple[Prompt, ...], config: Experiment) -> list[list[int]]:
     """Encode every prompt as token ids, with the chat template if the config asks for it.
 
@@ -198,6 +223,7 @@ ROWS = Kind(
     pages=pages,
     failure=lambda row: {"axes": dict(row.labels)} if isinstance(row, Point) else {},
     texts=session.texts,
+    units=units,
     key="name",
     unit="row",
     finished=finished.check,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxinfer
-from jaxinfer.experiment import axes, filled, heading, merge, registry
+from jaxinfer.experiment import axes, filled, heading, merge, registry, spread
 from jaxinfer.experiment.merge import Keys, Origin, show
 from jaxinfer.experiment.specs import ConstraintSpec as ConstraintSpec
 from jaxinfer.experiment.specs import ContextSpec as ContextSpec
@@ -38,7 +38,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     kind, _, data = heading.take(data, origin, Path(path).parent)
     if kind not in (None, "rows"):
         raise origin.error(("kind",), f"expected 'rows', got {show(kind)}: `experiment.measure` runs the other kinds")
-    return validate(data, origin, grids=True)
+    return validate(spread.into_model(data, Experiment, origin), origin, grids=True)
 
 
 def validate(data: dict, origin: Origin, also: tuple[str, ...] = (), grids: bool = False) -> Experiment:

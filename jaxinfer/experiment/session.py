@@ -6,9 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
-import numpy as np
-
 from jaxinfer.checkpoint.presets import shape_of
 from jaxinfer.checkpoint.sources import locate
 from jaxinfer.errors import InputError
@@ -19,6 +16,8 @@ from jaxinfer.experiment.prepare import Ready, encoded, prepare
 from jaxinfer.experiment.progress import load_model
 from jaxinfer.experiment.prompts import load_prompts
 from jaxinfer.experiment.specs import Experiment
+from jaxinfer.experiment.spread import Spread
+from jaxinfer.sharding.meshes import make_virtual
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,13 @@ class Session:
 
     def model(self, point: Point) -> Any:
         """Load the model of a point, or give it again. Others are let go, but for that of the point's reference."""
-        key, first = _key(point), grid.reference(point, self.points)
-        if key not in self.loaded:
-            keep = _key(first) if first is not None and self.config.quality else None
+        wanted, first = key(point), grid.reference(point, self.points)
+        if wanted not in self.loaded:
+            keep = key(first) if first is not None and self.config.quality else None
             for other in [one for one in self.loaded if one != keep]:
                 del self.loaded[other]
-            self.loaded[key] = _loaded(point, self.config)
-        return self.loaded[key]
+            self.loaded[wanted] = _loaded(point, self.config)
+        return self.loaded[wanted]
 
 
 def opened(config: Experiment, prompts: Prompts) -> Session:
@@ -81,13 +80,14 @@ def check(config: Experiment) -> None:
                 locate(source)
         except InputError as error:
             raise InputError(f"axes.model.{index}: {error}") from None
-    for index, entry in enumerate(config.axes.get("mesh", ())):
-        needed, here = int(np.prod(list((entry["mesh"] or {}).values()))), len(jax.devices())
-        if needed > here:
-            more = f"XLA_FLAGS=--xla_force_host_platform_device_count={needed} makes virtual ones of a CPU"
-            raise InputError(
-                f"axes.mesh.{index}: {entry['name']!r} takes {needed} devices, and there are {here}; {more}"
-            )
+    meshes = [Spread.of(entry["mesh"]) if entry["mesh"] else None for entry in config.axes.get("mesh", ())]
+    make_virtual(max((one.shape.size for one in meshes if one), default=1))
+    for index, one in enumerate(meshes):
+        try:
+            if one:
+                one.mesh()
+        except InputError as error:
+            raise InputError(f"axes.mesh.{index}: {error}") from None
 
 
 def texts(config: Experiment, prompts: Prompts) -> Callable[[Mapping[str, Any]], list[str]]:
@@ -96,7 +96,7 @@ def texts(config: Experiment, prompts: Prompts) -> Callable[[Mapping[str, Any]],
     return lambda row: [one.text for one in workloads.get(row.get("axes", {}).get("workload", ""), ())]
 
 
-def _key(point: Point) -> str:
+def key(point: Point) -> str:
     """Name what is loaded for a point."""
     return json.dumps([dataclasses.asdict(point.model), point.compress, point.mesh], sort_keys=True, default=str)
 
@@ -108,9 +108,7 @@ def _loaded(point: Point, config: Experiment) -> Any:
         weights = given.pop("weights")
     model = load_model(spec.source, spec.dtype, weights, tokenizer=spec.tokenizer)
     model = compressors.apply(model, given)
-    if point.mesh:
-        sizes = tuple(point.mesh.values())
-        devices = np.array(jax.devices()[: int(np.prod(sizes))]).reshape(sizes)
-        model = model.shard(jax.sharding.Mesh(devices, tuple(point.mesh)))
     model = attachments.attach(model, spec.source, config.extras)
+    if "mesh" in config.axes:
+        spec = dataclasses.replace(spec, mesh=point.mesh, pad_heads=False)
     return runner.extended(model, spec)

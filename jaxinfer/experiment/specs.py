@@ -24,7 +24,8 @@ class ModelSpec:
 
     `weights` is a format that they are rounded to; null leaves them as they are. `context` stretches what the model
     reads; null leaves it as it is. `tokenizer` is a folder with a tokenizer.json, a tokenizer.json or a GGUF
-    file, whose tokenizer is taken; null takes the model's own.
+    file, whose tokenizer is taken; null takes the model's own. `mesh`, such as data=2,tensor=4, is what it is spread
+    over; `pad_heads` adds heads of zeros where its heads do not divide: see `spread`.
     """
 
     source: str
@@ -32,6 +33,8 @@ class ModelSpec:
     weights: str | None = None
     context: ContextSpec | None = None
     tokenizer: str | None = None
+    mesh: Any = None
+    pad_heads: bool = False
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
@@ -174,6 +177,7 @@ class Experiment:
     exclude: tuple[dict[str, Any], ...] = ()
     quality: QualitySpec | None = None
     ledger: bool = False  # of every row: physics, compiler and clock side by side, and where the time goes
+    profile: bool = False  # a trace of every row for XProf and TensorBoard, in the run folder
     output: str = "runs"
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS

@@ -64,6 +64,8 @@ def train_from(file: str, overrides: list[str], resume: bool, console: Console) 
         raise InputError(f"{partial}: holds a training under way; go on with --resume, or remove it")
     if resume and not partial.exists():
         raise InputError(f"--resume: there is no training under way in {partial}")
+    if config.model.mesh is not None or config.model.pad_heads:
+        raise InputError(f"{file}: model.mesh: heads are trained on one device; leave it out")
     model = load_model(config.model.source, config.model.dtype, config.model.weights, tokenizer=config.model.tokenizer)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:

@@ -48,7 +48,8 @@ def load(folder: str | Path, model: Model) -> Modules:
     count = len({name.split(".")[1] for name in tensors if name.startswith("mtp.")})
     if not count:
         raise InputError(f"{folder}: holds no multi-token-prediction modules (num_nextn_predict_layers)")
-    if cfg != model.config:
+    own_heads = model.config.replace(n_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads)  # a mesh may have grouped them
+    if cfg != (model.config if model.layout is None else own_heads):
         raise InputError(f"{folder}: its modules are for the model of that folder, and this one is {model.name}")
     one, width = of_one_block(cfg), cfg.d_model
     unread = Tensor((1, width), lambda start, stop: np.zeros((stop - start, width), np.float32))

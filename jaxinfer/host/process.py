@@ -11,6 +11,8 @@ from jaxinfer.errors import InputError, shown_text
 from jaxinfer.host import interrupts
 
 LONGEST = 800  # characters of an error line, whatever is named in it
+AT_END: list[Callable[[int, str], str]] = []  # given the exit code and the error line, they give the line that is said
+AT_ERROR: list[Callable[[BaseException], None]] = []  # given an exception that will be a traceback
 FAILED, USAGE = 1, 2  # exit codes; after a signal it is 128 and the signal's number, as a shell has it
 
 
@@ -51,6 +53,8 @@ def guard(
             _leave(128 + number)
         if "RESOURCE_EXHAUSTED" in str(error):  # XLA's
             _leave(FAILED, f"out of memory: {shown_text(str(error))}")
+        for told in AT_ERROR:
+            told(error)
         raise
 
 
@@ -81,6 +85,11 @@ def _open_streams() -> None:
     sys.stdout = _stream(sys.stdout, _Named(1, "w", closefd=False), "replace", False)
     if closed:
         _leave(FAILED, "standard output: is closed")
+
+
+def renumbered(stream: Any, descriptor: int) -> io.TextIOWrapper:
+    """Give standard output anew, on another descriptor of the same file."""
+    return _stream(stream, _Named(descriptor, "w"), "replace", False)
 
 
 def _stream(was: Any, raw: io.FileIO, errors: str, by_line: bool) -> io.TextIOWrapper:
@@ -133,6 +142,8 @@ def _leave(code: int, message: str = "") -> NoReturn:
         code = code or FAILED
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for call in AT_END:
+        message = call(code, message)
     say(message)
     if interrupts.is_program() and interrupts.heard():
         # The device's work goes on in threads of its own, and would meet its memory already freed.

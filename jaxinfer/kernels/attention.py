@@ -4,6 +4,8 @@ attend    = softmax over both sets of keys, by whichever formulation `dispatch.T
 reference   the definition (`reference.py`)
 xla         one online softmax over blocks, in plain XLA (`xla.py`)
 pallas      a kernel over the cache, one over the fresh tokens, and their merge (`tpu.py`, `gpu.py`)
+
+Where the devices of a mesh share the slots of the cache, each of these runs on a device's own (`context.py`).
 """
 
 from functools import partial
@@ -13,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from jaxinfer.cache.split import split_of
 from jaxinfer.cache.store import BLOCK, Store, round_up
-from jaxinfer.kernels import dispatch, xla
+from jaxinfer.kernels import context, dispatch, xla
 from jaxinfer.kernels.contract import (
     FEW,
     PLAIN,
@@ -51,10 +54,15 @@ def attend(
     """Attend with q[B, K, T*G, H] to fresh k, v[B, K, T, H] and to one layer of the cache: float32[B, K, T*G, H].
 
     tree: bool[B, T, T], which fresh token sees which, itself included, none a later one; None: a chain. layer: i32[],
-    which of the store's stacked layers. q_pos: i32[B, T], also the positions of the fresh keys. extent: i32[], slots in
-    use. visible and decode: the policy's. ahead: a small second store, of tokens between the cache and the fresh ones
-    that are drafted and not committed. Raises InputError where `dispatch.use` forces what cannot run.
+    which of the store's stacked layers. q_pos: i32[B, T], also the positions of the fresh keys. extent: slots in use,
+    as `store.extent` counts them. visible and decode: the policy's. ahead: a small second store, of tokens between the
+    cache and the fresh ones that are drafted and not committed. Raises InputError where `dispatch.use` forces what
+    cannot run.
     """
+    shared = split_of(store)
+    if shared is not None:
+        rest = (store, layer, q_pos, extent, visible, decode, scoring, ahead)
+        return context.attend(shared, q, k, v, tree, *rest)
     call = dispatch.Call.of(q, k.shape[2], store, scoring.value_width is not None)
     row = dispatch.choose(call)
     code = dispatch.module(row)

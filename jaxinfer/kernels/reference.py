@@ -28,14 +28,29 @@ def attend(
     mask = visible(q_pos[:, :, None], q_pos[:, None, :]) & chain_or(tree, k.shape[2])
     fresh = partial(q, k, v, mask, q_pos, q_pos, scoring)
     for cached in (store,) if ahead is None else (store, ahead):
-
-        def of_layer(stored, pages=cached.pages):
-            return jax.tree.map(lambda x: x[layer], stored) if pages is None else through(stored, layer, pages)
-
-        keys, values = (decode(of_layer(stored), q.dtype) for stored in (cached.k, cached.v))
-        seen = visible(q_pos[:, :, None], cached.pos[:, None, :])
-        fresh = merged(partial(q, keys, values, seen, q_pos, cached.pos, scoring), fresh)
+        fresh = merged(cached_partial(q, cached, layer, q_pos, visible, decode, scoring), fresh)
     return with_sinks(fresh, scoring.sinks, k.shape[2])
+
+
+def cached_partial(
+    q: jax.Array,
+    store: Store,
+    layer: jax.Array,
+    q_pos: jax.Array,
+    visible: Visible,
+    decode: Decode,
+    scoring: Scoring = PLAIN,
+) -> Partial:
+    """Compute the attention of q[B, K, T*G, H] over one layer of a store."""
+
+    def of_layer(stored):
+        if store.pages is None:
+            return jax.tree.map(lambda x: x[layer], stored)
+        return through(stored, layer, store.pages)
+
+    keys, values = (decode(of_layer(stored), q.dtype) for stored in (store.k, store.v))
+    seen = visible(q_pos[:, :, None], store.pos[:, None, :])
+    return partial(q, keys, values, seen, q_pos, store.pos, scoring)
 
 
 def partial(

@@ -203,6 +203,32 @@ def fresh_partial(
     return _normalize(fold_fresh(q, k, v, mask, q_pos, scoring))
 
 
+def block_partial(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    visible: Visible,
+    q_pos: jax.Array,
+    kv_pos: jax.Array,
+    scoring: Scoring = PLAIN,
+) -> Partial:
+    """Compute attention over keys of other tokens, k, v[B, K, S, H] at kv_pos i32[B, S], a block of queries at a time.
+
+    Positions alone say what a query sees.
+    """
+    tokens = q_pos.shape[1]
+    group = q.shape[2] // tokens
+    v = _values(k, v, scoring)
+    blocks = []
+    for start in range(0, tokens, QUERY_BLOCK):
+        end = min(start + QUERY_BLOCK, tokens)
+        at = q_pos[:, start:end]
+        mask = visible(at[:, :, None], kv_pos[:, None, :])
+        blocks.append(_fold(None, q[:, :, start * group : end * group], k, v, mask, _adjustment(scoring, (at, kv_pos))))
+    joined = (jnp.concatenate(x, axis=2) for x in zip(*blocks, strict=True)) if len(blocks) > 1 else blocks[0]
+    return _normalize(Running(*joined))
+
+
 def cached_partial(
     q: jax.Array,
     store: Store,
@@ -215,7 +241,8 @@ def cached_partial(
 ) -> Partial:
     """Compute `fold_cached` on its own."""
     column = (*q.shape[:3], 1)
-    nothing = Running(jnp.zeros(q.shape, jnp.float32), jnp.full(column, FLOOR), jnp.zeros(column))
+    width = scoring.value_width or q.shape[-1]
+    nothing = Running(jnp.zeros((*q.shape[:3], width), jnp.float32), jnp.full(column, FLOOR), jnp.zeros(column))
     return _normalize(fold_cached(nothing, q, store, layer, q_pos, extent, visible, decode, scoring))
 
 

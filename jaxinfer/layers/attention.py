@@ -15,7 +15,7 @@ from jaxinfer.kernels.attention import Scoring, attend, fold_heads, unfold_heads
 from jaxinfer.layers.linear import Linear
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.position import alibi_slopes, rotate
-from jaxinfer.sharding.layouts import constrain
+from jaxinfer.sharding.layouts import constrain, token_axis
 from jaxinfer.weights.layer_stack import parameter
 
 
@@ -29,7 +29,7 @@ class Step:
     live: jax.Array  # bool[B, T]: False for padding
     tree: jax.Array | None  # bool[B, T, T]: which fresh token sees which; None: each sees those before it, and itself
     cache: Cache
-    extents: dict[str, jax.Array]  # i32[] for each store: slots in use
+    extents: dict[str, jax.Array]  # for each store: slots in use, as `store.extent` counts them
     drafted: dict[str, Store] = struct.field(
         default_factory=dict
     )  # by layer kind: tokens ahead that may never be committed
@@ -89,7 +89,7 @@ class Attention(nn.Module):
             with jax.named_scope("rope"):
                 q, k = (rotate(y, step.positions, kind.rope, step.length) for y in (q, k))
         q = q * (cfg.query_scale or h**-0.5)
-        q = constrain(fold_heads(q, k_heads), "batch", "kv_heads", None, "head_dim")
+        q = constrain(fold_heads(q, k_heads), "batch", "kv_heads", token_axis(x.shape[1]), "head_dim")
         fresh = tuple(policy.encode(jnp.swapaxes(y, 1, 2)) for y in (k, v))
 
         # Fresh tokens are seen as they will be once committed: through the storage format.

@@ -13,7 +13,7 @@ from jaxinfer.layers.attention import Place, Step
 from jaxinfer.layers.linear import Linear
 from jaxinfer.layers.norm import Norm
 from jaxinfer.layers.position import rotate
-from jaxinfer.sharding.layouts import constrain
+from jaxinfer.sharding.layouts import constrain, token_axis
 from jaxinfer.weights.layer_stack import parameter, with_layer
 
 
@@ -56,7 +56,7 @@ class LatentAttention(nn.Module):
         k_up = self._expansion("k_up", mla.nope_dim)
         q_latent = with_layer(k_up, place.layer, lambda w: jnp.einsum("btnh,nhr->btnr", q_still, w))
         q = jnp.concatenate([q_latent.astype(x.dtype), q_turning], axis=-1) * (cfg.query_scale or h**-0.5)
-        q = constrain(fold_heads(q, 1), "batch", None, None, None)
+        q = constrain(fold_heads(q, 1), "batch", None, token_axis(x.shape[1]), None)
         key = jnp.swapaxes(jnp.concatenate([latent, turning], axis=-1), 1, 2)
         fresh = policy.encode(key), policy.encode(key[..., :0])
 

@@ -19,7 +19,8 @@ from jaxinfer.runtime import beginning, hypotheses
 from jaxinfer.runtime.compiled import program
 from jaxinfer.runtime.placed import PlacedModel
 from jaxinfer.runtime.request import Call
-from jaxinfer.runtime.stats import Stats
+from jaxinfer.runtime.stats import Stats, on_mesh
+from jaxinfer.sharding import across
 from jaxinfer.weights.bfloat16_bits import without_bits
 
 STEPS_PER_CALL = 64  # so that Ctrl-C and progress are never far away
@@ -156,8 +157,9 @@ class Generation:
 
     def finish(self, row: int) -> None:
         """End the rows of one prompt: a stop string was found on the host."""
-        rows = slice(row * self.copies, (row + 1) * self.copies)
-        self.state = dataclasses.replace(self.state, done=self.state.done.at[rows].set(True))
+        done = across.fetch(self.state.done).copy()
+        done[row * self.copies : (row + 1) * self.copies] = True
+        self.state = dataclasses.replace(self.state, done=self.placed.place(done, "batch"))
 
     def _clock(self, stage: str, taken: float, compiling: float) -> None:
         self.seconds[stage] += taken - compiling
@@ -166,7 +168,7 @@ class Generation:
     @property
     def done(self) -> np.ndarray:
         """Tell which prompts are done: bool, for each prompt."""
-        return np.asarray(self.state.done)[:: self.copies]
+        return across.fetch(self.state.done)[:: self.copies]
 
     def rows(self) -> list[list[int]]:
         """Give the new tokens of each prompt so far; of a search, the best text, and none before its end."""
@@ -184,8 +186,8 @@ class Generation:
         """Give each new token's place, the tokens that were likeliest, in order, and their log-probabilities."""
         if self.state.likeliest is None:
             return None
-        ids, values = (np.asarray(x)[:: self.copies] for x in self.state.likeliest)
-        ends = np.asarray(self.state.n)[:: self.copies]
+        ids, values = (x[:: self.copies] for x in across.fetch(self.state.likeliest))
+        ends = across.fetch(self.state.n)[:: self.copies]
         spans = [slice(a, b) for a, b in zip(self.lengths, ends, strict=True)]
         return [hypotheses.pairs(ids[row, span], values[row, span]) for row, span in enumerate(spans)]
 
@@ -206,7 +208,8 @@ class Generation:
         live = self.copies * sum(np.minimum(filled, store.pos.shape[1]).sum() for store in stores)
 
         counters = ("steps", "guessed", "runs", "proposed", "accepted")
-        counted: Any = {name: np.asarray(getattr(state, name))[:: self.copies].tolist() for name in counters}
+        values = across.fetch([getattr(state, name) for name in counters])
+        counted: Any = {name: x[:: self.copies].tolist() for name, x in zip(counters, values, strict=True)}
         return Stats(
             **counted,
             emitted=(ends - self.lengths).tolist(),
@@ -217,5 +220,6 @@ class Generation:
             cache_bytes=self.cache_bytes,
             temp_bytes=self.temp_bytes,
             step_bytes=int(weights - looked_up + _nbytes(state.cache) * (live / slots if slots else 1.0)),
-            figures={name: np.asarray(x).tolist() for name, x in figures.items()},
+            **on_mesh(self.placed.layout, (self.placed.params, self.extras), (state.cache, state.aux, state.held)),
+            figures={name: x.tolist() for name, x in across.fetch(figures).items()},
         )

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jaxinfer.decoding.contract import DecodeState, Hypotheses
+from jaxinfer.sharding import across
 
 
 def best(method: Any, state: DecodeState, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -15,17 +16,17 @@ def best(method: Any, state: DecodeState, lengths: np.ndarray) -> tuple[np.ndarr
     They are those of its one row, or of the best hypothesis; of a search that has none yet, the prompt (`lengths`).
     """
     if method.hypotheses is None:
-        return jax.tree.map(np.asarray, (state.tokens, state.n, state.logprobs))
-    found = _hypotheses(method, state)
-    logprobs = None if found.logprobs is None else np.asarray(found.logprobs[:, 0])
-    return np.asarray(found.tokens[:, 0]), np.maximum(found.n[:, 0], lengths), logprobs
+        return across.fetch((state.tokens, state.n, state.logprobs))
+    found = across.fetch(_hypotheses(method, state))
+    logprobs = None if found.logprobs is None else found.logprobs[:, 0]
+    return found.tokens[:, 0], np.maximum(found.n[:, 0], lengths), logprobs
 
 
 def hypotheses(method: Any, state: DecodeState, lengths: np.ndarray) -> list[list[tuple[list[int], float]]] | None:
     """Give the new tokens and the score of every hypothesis of each prompt, best first; None of a method without."""
     if method.hypotheses is None:
         return None
-    found = jax.tree.map(np.asarray, _hypotheses(method, state))
+    found = across.fetch(_hypotheses(method, state))
     return [
         [
             (tokens[start:n].tolist(), float(score))

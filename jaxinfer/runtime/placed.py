@@ -2,23 +2,25 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.cache import CachePolicy, Dense
-from jaxinfer.cache.store import STORE_AXES, Cache, gather, round_up
+from jaxinfer.cache.split import devices_of, split_of
+from jaxinfer.cache.store import STORE_AXES, Cache, Store, gather, round_up
 from jaxinfer.config import ModelConfig
 from jaxinfer.decoding.contract import Companion
 from jaxinfer.decoding.sampling.settings import bucket
 from jaxinfer.network.transformer import Transformer
 from jaxinfer.runtime.compiled import program
 from jaxinfer.runtime.prefill import Give, nothing, prefill
-from jaxinfer.sharding import Sharding, choices
+from jaxinfer.sharding import Sharding, across, choices, use
 
 LARGEST_CHUNK = 512  # tokens of a row that one prefill call takes; on a CPU, of all rows
 SMALLEST_CHUNK = 16
@@ -39,8 +41,8 @@ class PlacedModel:
 
     def empty_cache(self, policy: CachePolicy, lengths: np.ndarray, capacity: int) -> Cache:
         """Make a cache for prompts of so many tokens, int[B]."""
-        cfg = self.model.cfg
-        cache = _empty_cache(policy, cfg, len(lengths), policy.capacity or capacity, self.model.dtype)
+        static = policy, self.model.cfg, len(lengths), policy.capacity or capacity, self.model.dtype
+        cache = _empty_cache(*static) if self.layout is None else _empty_on_mesh(*static, self.layout)()
         if self._follows_length:
             cache = dataclasses.replace(cache, prompt=jnp.array(lengths, jnp.int32))
         return self._placed(cache)
@@ -84,20 +86,29 @@ class PlacedModel:
         return any(k.rope and k.rope.scaling and k.rope.scaling.follows_length for k in self.model.cfg.kinds)
 
     def _gathered(self, cache: Cache, rows: np.ndarray) -> Cache:
-        return self._placed(_gathered(cache, jnp.asarray(rows)))
+        return self._placed(_gathered(cache, rows))
 
     def _placed(self, cache: Cache) -> Cache:
-        return self._laid(cache, len(cache.length))
+        if self.layout is None:
+            return cache
+        return jax.tree.map(self._put, cache, _layouts(cache, self.layout))
 
     def made(self, make: Callable[..., Any], state: Any, *args: Any) -> Any:
-        """Give make(state, *args), what a method keeps in a state; on a mesh, all of it is laid out as a cache is."""
-        return self._laid(make(state, *args), len(state.n))
-
-    def _laid(self, tree: Any, rows: int) -> Any:
-        layout = self.layout
+        """Give make(state, *args), what a method keeps in a state; on a mesh it is laid out by rows, as that is."""
+        found, layout, rows = make(state, *args), self.layout, len(state.n)
         if layout is None:
-            return tree
-        return jax.tree.map(lambda x: layout.place(x, axes_of(x.shape, rows)), tree)
+            return found
+
+        def lay(x: Any) -> Any:
+            if isinstance(x, Cache):
+                return self._placed(x)
+            by_row = x.shape[:1] == (rows,)
+            return self._put(x, layout.of(("batch" if by_row else None, *(None,) * x.ndim)[: x.ndim], x.shape))
+
+        return jax.tree.map(lay, found, is_leaf=lambda x: isinstance(x, Cache))
+
+    def _put(self, x: Any, sharding: Any) -> Any:
+        return across.put(x, sharding)
 
     def prefill(
         self, cache: Cache, tokens: np.ndarray, n: np.ndarray, give: Give = nothing
@@ -109,7 +120,7 @@ class PlacedModel:
         """
         parts: list[Any] = []
         compiling, done = 0.0, 0
-        for width in chunks(int(n.max(initial=0)), len(n)):
+        for width in chunks(int(n.max(initial=0)), len(n), devices_of(self.layout)):
             part = np.zeros((tokens.shape[0], width), np.int32)
             given = tokens[:, done : done + width]
             part[:, : given.shape[1]] = given
@@ -148,16 +159,60 @@ class PlacedModel:
         return found, compiling
 
 
-def axes_of(shape: tuple[int, ...], rows: int) -> tuple[str | None, ...]:
-    """Name the logical axes of an array that a cache of so many rows, or a decode method, keeps."""
-    axes = (*(STORE_AXES if len(shape) >= 4 else ("batch",)), *(None,) * len(shape))
-    # An axis of another size is one of blocks, which rows on any device share.
-    return tuple(None if axis == "batch" and size != rows else axis for axis, size in zip(axes, shape, strict=False))
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _empty_cache(policy: CachePolicy, cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> Cache:
     return policy.init(cfg, batch, capacity, dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _empty_on_mesh(
+    policy: CachePolicy, cfg: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype, layout: Sharding
+) -> Callable[[], Cache]:
+    """Compile what makes an empty cache where it is to lie: no device ever holds more than its part.
+
+    Warns of stores whose slots the devices that are to share them cannot: each then holds them all.
+    """
+    with use(layout):
+        form = jax.eval_shape(functools.partial(policy.init, cfg, batch, capacity, dtype))
+        for name, store in form.stores.items():
+            if isinstance(store, Store) and devices_of(layout) > 1 and split_of(store) is None:
+                slots = store.pos.shape[1] if store.pages is None else store.pos.shape[1] // store.pages.shape[1]
+                what = f"{slots} slots" if store.pages is None else f"blocks of {slots} slots"
+                warnings.warn(
+                    f"policy {type(policy).__name__}: {what} of {name} layers do not divide over the "
+                    f"{devices_of(layout)} devices that share a row's slots: each of them holds all",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        init = jax.jit(lambda: policy.init(cfg, batch, capacity, dtype), out_shardings=_layouts(form, layout))
+        return cast(Callable[[], Cache], init.lower().compile())
+
+
+def _layouts(cache: Cache, layout: Sharding) -> Any:
+    """Give the layout of every array of a cache, as a tree like it."""
+    rows = cache.length.shape[0]
+
+    def by_row(x: Any) -> Any:  # of the policy's own state an axis of another size is not of rows
+        axes = ("batch", *(None,) * (x.ndim - 1)) if x.ndim else ()
+        return layout.of(tuple(None if x.shape[0] != rows else axis for axis in axes), x.shape)
+
+    def of(store: Any) -> Any:
+        if not isinstance(store, Store):
+            axes = tuple(None if axis == "slots" else axis for axis in STORE_AXES)
+            return jax.tree.map(lambda x: layout.of((*axes, *(None,) * x.ndim)[: x.ndim], x.shape), store)
+        shared = split_of(store, layout)
+        of_slots = "slots" if shared else None
+        pooled = store.pages is not None  # by rows on any device
+        axes = ("layers", None if pooled else "batch", "kv_heads", of_slots, "head_dim")
+        keys, values = (
+            jax.tree.map(lambda x: layout.of(axes[: x.ndim], x.shape), stored) for stored in (store.k, store.v)
+        )
+        pos = layout.of(("batch", of_slots), store.pos.shape)
+        return Store(keys, values, cast(Any, pos), cast(Any, by_row(store.pages)) if pooled else None)
+
+    stores = {name: of(store) for name, store in cache.stores.items()}
+    rest = jax.tree.map(by_row, dataclasses.replace(cache, stores={}))
+    return dataclasses.replace(rest, stores=stores)
 
 
 _gathered = jax.jit(gather)
@@ -171,15 +226,16 @@ def _common(tokens: np.ndarray, n: np.ndarray) -> int:
     return int(min(n.min(), alike.argmin() if not alike.all() else len(alike)))
 
 
-def chunks(n: int, rows: int = 1) -> list[int]:
+def chunks(n: int, rows: int = 1, devices: int = 1) -> list[int]:
     """Choose the widths of the prefill calls for n tokens of each row: few calls, little padding, and one program.
 
     All are the same: a power of two, or the next eighth of the largest that there is. On a CPU the rows of a batch
-    share `LARGEST_CHUNK` (docs/cpu.md).
+    share `LARGEST_CHUNK` (docs/cpu.md). devices: those that share the tokens of a row, each of which takes as many.
     """
     largest = LARGEST_CHUNK
     if choices.FEW_TOKENS_A_CALL.here():
         largest = max(LARGEST_CHUNK // bucket(rows), SMALLEST_CHUNK)
+    largest *= devices
     calls = -(-n // largest)
     each = -(-n // max(calls, 1))
     width = min(bucket(each), round_up(each, largest // 8))

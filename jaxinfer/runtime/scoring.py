@@ -12,6 +12,7 @@ from jaxinfer.decoding.sampling.settings import bucket
 from jaxinfer.runtime import prefill
 from jaxinfer.runtime.hypotheses import pairs
 from jaxinfer.runtime.placed import PlacedModel
+from jaxinfer.sharding import across
 
 JUDGED = 64  # tokens of a prompt whose logits are held at a time
 
@@ -41,7 +42,7 @@ def prompt_logprobs(
     for start in range(0, longest, JUDGED):
         part, following = (tokens[:, at : at + JUDGED] for at in (start, start + 1))
         cache, new, _ = placed.read_chunk(cache, part, np.clip(lengths - start, 0, JUDGED), give, following)
-        found.append(jax.tree.map(np.asarray, new))
+        found.append(across.fetch(new))
     if not found:
         return [[] for _ in prompts], [[] for _ in prompts] if count else None
     own, best = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *found)
@@ -58,7 +59,7 @@ def routing(placed: PlacedModel, policy: CachePolicy, tokens: np.ndarray) -> dic
     whole[:, :length] = tokens
     n = np.full(batch, length)
     _, found, _ = placed.read_chunk(placed.empty_cache(policy, n, whole.shape[1]), whole, n, prefill.routing)
-    return jax.tree.map(np.asarray, found)
+    return across.fetch(found)
 
 
 def _chunked(give: prefill.Give, placed: PlacedModel, policy: CachePolicy, tokens: np.ndarray) -> jax.Array:
@@ -66,4 +67,4 @@ def _chunked(give: prefill.Give, placed: PlacedModel, policy: CachePolicy, token
     batch, length = tokens.shape
     n = np.full(batch, length)
     _, parts, _ = placed.prefill(placed.empty_cache(policy, n, length), tokens, n, give)
-    return jnp.concatenate(parts, axis=1)[:, :length]
+    return across.readable(jnp.concatenate(parts, axis=1)[:, :length])

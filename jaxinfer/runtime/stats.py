@@ -1,6 +1,10 @@
 """The work of a generation, and its cost."""
 
 from dataclasses import dataclass, field
+from typing import Any
+
+from jaxinfer.network.spreading import bytes_by_device
+from jaxinfer.sharding import MeshShape, Sharding
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,10 @@ class Stats:
     samples: int = 1  # rows of each prompt, which is read once for all of them
     figures: dict[str, list[int]] = field(default_factory=dict)  # what the method counts besides, a value for each row
 
+    mesh: str | None = None  # what the model is spread over, such as data=2,tensor=4
+    device_weight_bytes: int | None = None  # on a mesh: of `weight_bytes`, the most that any one device holds
+    device_cache_bytes: int | None = None  # likewise of `cache_bytes`
+
     @property
     def tokens_per_step(self) -> float:
         """Count the new tokens for each forward of the target: 1 for greedy (Spec-Bench's mean accepted tokens)."""
@@ -41,3 +49,12 @@ class Stats:
     def bandwidth(self) -> float:
         """Count the bytes per second that decoding has to have read at this speed."""
         return self.step_bytes * max(self.steps, default=0) / max(self.seconds["decode"], 1e-9)
+
+
+def on_mesh(layout: Sharding | None, weights: Any, cache: Any) -> dict[str, Any]:
+    """Give the fields of `Stats` that tell of a mesh; none without one."""
+    if layout is None:
+        return {}
+    most = [max(bytes_by_device(tree).values(), default=0) for tree in (weights, cache)]
+    mesh = str(MeshShape.of(dict(layout.mesh.shape)))
+    return {"mesh": mesh, "device_weight_bytes": most[0], "device_cache_bytes": most[1]}

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from jaxinfer.sharding import across
 from jaxinfer.sharding.rules import DATA_TENSOR, Axes, Rules
+
+FEW_TOKENS = 64
+"""Tokens of a step that are never split: a draft's. Their products wait for weights, which every device reads whole."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,13 @@ class Sharding:
 
     def of(self, axes: Axes, shape: tuple[int, ...], at_rest: bool = False) -> NamedSharding:
         """Give the layout of an array with these logical axes. at_rest: of a weight that lies there."""
+        sized = zip(axes, shape, strict=True)
+        axes = tuple(None if axis == "tokens" and size <= FEW_TOKENS else axis for axis, size in sized)
         return NamedSharding(self.mesh, self.rules.spec(axes, shape, self.mesh, at_rest))
 
     def place(self, x, axes: Axes, at_rest: bool = False) -> jax.Array:
         """Lay an array out."""
-        return jax.device_put(x, self.of(axes, x.shape, at_rest))
+        return across.put(x, self.of(axes, x.shape, at_rest))
 
     def size(self, axis: str) -> int:
         """Count the devices along an axis of the mesh; 1 if it has none of that name."""
@@ -50,6 +56,16 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if sharding is None:
         return x
     return jax.lax.with_sharding_constraint(x, sharding.of(axes, x.shape))
+
+
+def token_axis(tokens: int) -> str | None:
+    """Name the logical axis of rows that begin with so many tokens: "tokens" where those are split, as a prompt's are.
+
+    Rows of folded heads are more than tokens, so that their own number does not tell.
+    """
+    sharding = _ACTIVE.get()
+    is_split = sharding is not None and sharding.of(("tokens",), (tokens,)).spec[0] is not None
+    return "tokens" if is_split else None
 
 
 def active() -> Sharding | None:

@@ -1,6 +1,8 @@
 """Meshes: as they are written ("data=2,tensor=4"), as JAX makes them, and settled for a model."""
 
+import contextlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ from jaxinfer.errors import InputError, nearest, shown
 from jaxinfer.sharding.rules import LOGICAL, RULES, Rules, rules_of
 
 EXAMPLE = "data=2,tensor=4"
+MOST_VIRTUAL = 64  # devices that a CPU is made to show without being asked for as many by name
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class MeshShape:
                 name, equals, size = (piece.strip() for piece in part.partition("="))
                 if not equals:
                     raise InputError(f"mesh {shown(given)}: {shown(part)} must be axis=devices, as in {EXAMPLE}")
-                pairs.append((name, int(size) if size.isascii() and size.isdigit() else size))
+                pairs.append((name, int(size) if size.isascii() and size.isdigit() and len(size) < 10 else size))
         else:
             raise InputError(f"mesh={shown(given)} must be written as {EXAMPLE}")
         if not pairs:
@@ -79,6 +82,25 @@ class MeshShape:
 
     def __str__(self) -> str:
         return ",".join(f"{name}={size}" for name, size in self.axes)
+
+
+def make_virtual(count: int) -> None:
+    """Let a CPU show `count` virtual devices, up to `MOST_VIRTUAL`, where that can still be said.
+
+    JAX hears it before its backends start, once. Who has set a number of CPU devices themselves keeps it, and so does a
+    process that is one of several. Other platforms have the devices that they have.
+    """
+    asked = jax.config.values.get("jax_num_cpu_devices", -1) >= 0 or "device_count" in os.environ.get("XLA_FLAGS", "")
+    if asked or not 1 < count <= MOST_VIRTUAL or jax.distributed.is_initialized():
+        return
+    with contextlib.suppress(RuntimeError):  # they have started
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def virtual(mesh: Mesh) -> bool:
+    """Tell whether a mesh lies on several devices that are one CPU of this process."""
+    here = [device for device in mesh.devices.flat if device.platform == "cpu" and _is_here(device)]
+    return len(here) > 1
 
 
 def _more() -> str:

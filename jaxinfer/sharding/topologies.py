@@ -5,7 +5,6 @@ sharding), and compiled by the compiler of that platform: libtpu (`pip install "
 (`pip install "jaxinfer[cuda]"`), which need no such machine either. `cpu:8` is eight devices of this machine.
 """
 
-import contextlib
 import importlib.util
 import os
 import re
@@ -16,11 +15,11 @@ import jax
 from jax.experimental import topologies
 
 from jaxinfer.errors import InputError, nearest, shown
+from jaxinfer.sharding.meshes import MOST_VIRTUAL, make_virtual
 
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
 MOST_GPUS = 8  # of a machine, between which there is NVLink
-MOST_CPUS = 256
 _EXTRAS = {"tpu": ("libtpu", "tpu"), "gpu": ("jax_cuda13_plugin", "cuda")}
 
 
@@ -101,7 +100,7 @@ TARGETS: dict[str, Target] = {
         _gpus("h100", "h100-sxm", Gpu("NVIDIA H100 80GB HBM3", bandwidth=3352 * 10**9, memory=84942979072, **_H100)),
         _gpus("h200", "h200", Gpu("NVIDIA H200", bandwidth=4800 * 10**9, memory=151397597184, **_H100)),
         _gpus("b200", "b200", Gpu("NVIDIA B200", bandwidth=7672 * 10**9, memory=191514411008, **_B200)),
-        Target("cpu", "cpu", "this-machine", tuple(map(str, range(1, MOST_CPUS + 1)))),
+        Target("cpu", "cpu", "this-machine", tuple(map(str, range(1, MOST_VIRTUAL + 1)))),
     )
 }
 """By name."""
@@ -200,10 +199,8 @@ def devices(name: str) -> list[jax.Device]:
 
 
 def _here(count: int) -> list[jax.Device]:
-    """Return devices of this machine's CPU: as many are made, where JAX has not begun yet."""
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        with contextlib.suppress(RuntimeError):  # JAX has its devices already
-            jax.config.update("jax_num_cpu_devices", count)
+    """Return devices of this machine's CPU: it shows as many, where JAX has not begun yet."""
+    make_virtual(count)
     present = jax.devices("cpu")
     if len(present) < count:
         flag = f"XLA_FLAGS=--xla_force_host_platform_device_count={count}"

@@ -17,6 +17,9 @@ from jaxinfer.weights.qtensor import QTensor
 Axes = tuple[str | None, ...]
 Stored = TypeVar("Stored", bound=QTensor)
 
+ZEROS = -1
+"""In a list of heads to take: one of zeros, in place of one of the weight's."""
+
 
 class WeightFormat(ABC, Generic[Stored]):
     """The way weights are stored and multiplied by. Static under jit: a frozen dataclass, with parameters as fields.
@@ -26,6 +29,7 @@ class WeightFormat(ABC, Generic[Stored]):
     """
 
     embeddings: ClassVar[str | None] = None  # by name, the format that embedding and head have; None: this one too
+    moves_inputs: ClassVar[bool] = False  # whether `take_inputs` is there
 
     @abstractmethod
     def encode(self, w: jax.Array, n_in: int = 1) -> Stored:
@@ -67,6 +71,27 @@ class WeightFormat(ABC, Generic[Stored]):
         """Rows of a table [V, D], as `jnp.take` along axis 0, float32; only these are decoded."""
         return self.decode(jax.tree.map(lambda a: jnp.take(a, rows, axis=0, **how), self.by_output(table)))
 
+    def take_outputs(self, weight: Stored, axis: int, index: tuple[int, ...]) -> QTensor:
+        """The weight with these along one of its axes in front of the inputs, each as it is; ZEROS: numbers zero."""
+        chosen = jnp.maximum(jnp.array(index), 0)
+        rows = jax.tree.map(lambda a: jnp.take(a, chosen, axis=axis), self.by_output(weight))
+        if ZEROS not in index:
+            return rows
+        zero = self.by_output(self.encode(jnp.zeros((1, *weight.inputs), jnp.float32), len(weight.inputs)))
+
+        def with_zeros(a: jax.Array, z: jax.Array) -> jax.Array:
+            shape = [-1 if at == axis else 1 for at in range(a.ndim)]
+            return jnp.where(jnp.array([one == ZEROS for one in index]).reshape(shape), z[0].astype(a.dtype), a)
+
+        return jax.tree.map(with_zeros, rows, zero)
+
+    def take_inputs(self, weight: Stored, index: tuple[int, ...]) -> QTensor:
+        """The weight with these along the first axis of its inputs, each as it is; ZEROS: numbers zero.
+
+        Nothing is rounded again. A format that has it says so: `moves_inputs`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} moves no inputs")
+
     def axes(self, weight: Stored, axes: Axes) -> dict[str, Axes]:
         """The logical axes of each array, by its name, where the weight's own are `axes`.
 
@@ -87,6 +112,16 @@ class WeightFormat(ABC, Generic[Stored]):
     def from_plain(self, like: Stored, arrays: dict[str, Any]) -> Stored:
         """The way back from `to_plain`. like: what `encode` makes of such a weight, as shapes."""
         return replace(like, **arrays)
+
+
+def taken(a: jax.Array, width: int, index: tuple[int, ...], fill: Any, multiple: int = 1) -> jax.Array:
+    """The parts of `width` of a[..., inputs] at these places, ZEROS: `fill`, and more of it up to a multiple."""
+    parts = a[..., : a.shape[-1] // width * width].reshape(*a.shape[:-1], -1, width)
+    chosen = jnp.take(parts, jnp.maximum(jnp.array(index), 0), axis=-2)
+    chosen = jnp.where(jnp.array([one == ZEROS for one in index])[:, None], jnp.array(fill, a.dtype), chosen)
+    chosen = chosen.reshape(*a.shape[:-1], len(index) * width)
+    more = -chosen.shape[-1] % multiple
+    return jnp.pad(chosen, (*((0, 0),) * (chosen.ndim - 1), (0, more)), constant_values=fill)
 
 
 def in_layer(use: Any, weight: QTensor, layer: jax.Array | None) -> jax.Array:

@@ -9,7 +9,6 @@ import pytest
 
 from jaxinfer import InputError, Lookup, ModelConfig, Segment
 from jaxinfer.analysis.ahead_of_time import Ask, saving
-from jaxinfer.analysis.ahead_of_time.ask import regrouped
 from jaxinfer.analysis.ahead_of_time.predicting import device_of, limit_of, predicted
 from jaxinfer.config import LayerKind
 from jaxinfer.sharding import MeshShape, topologies
@@ -86,15 +85,6 @@ def test_what_cannot_be_asked_is_one_line(changes, named):
 
 
 @pytest.mark.quick
-def test_heads_fewer_than_the_devices_are_held_by_several():
-    assert regrouped(CONFIG, 4, False).n_kv_heads == 4
-    assert regrouped(CONFIG, 2, False) == CONFIG
-    assert regrouped(CONFIG, 3, False) == CONFIG
-    padded = regrouped(CONFIG, 3, True)
-    assert (padded.n_heads, padded.n_kv_heads) == (12, 3)
-
-
-@pytest.mark.quick
 def test_a_device_has_the_memory_and_the_rates_of_its_part_of_a_chip():
     whole = Ask(CONFIG, "v5e:2x2", MeshShape.of("tensor=4"), context=64)
     half = Ask(CONFIG, "tpu7x:2x2x1", MeshShape.of("tensor=8"), context=64)
@@ -160,6 +150,13 @@ for step in ("prefill", "decode"):
 narrow, wide = ({x.operator: x.bytes for x in found.steps[s].collectives if x.per_layer} for s in ("decode", "verify"))
 assert wide["out_proj"] == 4 * narrow["out_proj"] == 4 * 32 * 4, (narrow, wide)
 
+# KV heads fewer than the devices are held by several of them, as those of a model that is spread.
+few = cfg.replace(n_kv_heads=2)
+grouped = study(Ask(few, "cpu:8", mesh, steps=("decode",), **options))
+there = Model.random(few).shard(mesh.on())
+assert grouped.bytes["weights"] == shard_bytes(there.params)
+assert grouped.bytes["cache"] == shard_bytes(there.placed.empty_cache(policy, np.array([20, 20]), 128))
+
 rounded = Ask(cfg, "cpu:8", mesh, weights="int8", policy=Quantized(), steps=("decode",), **options)
 eight = study(rounded)
 assert eight.bytes["weights"] < 0.5 * found.bytes["weights"] and eight.bytes["cache"] < 0.5 * found.bytes["cache"]
@@ -171,7 +168,7 @@ def texts():
     return [model.generate(rows, method=method, max_new_tokens=12).tokens for rows in prompts]
 want = texts()
 compiled.clear(); compiled.TRACES.clear()
-assert saving.use(file) == mesh
+assert saving.use(file) == (mesh, False)
 assert texts() == want and not compiled.TRACES, compiled.TRACES
 assert texts() == want and not compiled.TRACES
 with pytest.warns(RuntimeWarning, match="has no program decode of these shapes and options"):

@@ -238,7 +238,7 @@ def test_synthetic_prompts_have_exactly_their_lengths(file, loads, tmp_path):
         ({"axes": {"batch": [0]}}, "axes.batch.0: expected a whole number from 1, got 0"),
         ({"axes": {"batch": [1, 1]}}, "axes.batch.1: the name '1' is taken by axes.batch.0; write {name: another, "),
         ({"axes": {"mesh": ["data=2,tnsor=1"]}}, "a mesh has no axis 'tnsor'; nearest: 'tensor'"),
-        ({"axes": {"mesh": ["data=512"]}}, "axes.mesh.0: 'data=512' takes 512 devices, and there "),
+        ({"axes": {"mesh": ["data=512"]}}, "axes.mesh.0: mesh data=512 takes 512 devices, and there "),
         ({"axes": {"model": ["smollm2-135n"]}}, "axes.model.0: smollm2-135n: no such file or model"),
         ({"axes": {"compress": [{"keep_layer": [1]}]}}, "unknown compressor; nearest: 'keep_layers'"),
         ({"axes": {"workload": ["quickstrt"]}}, "'quickstrt' is no .jsonl file and no bundled set"),

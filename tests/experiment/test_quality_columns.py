@@ -119,3 +119,22 @@ def test_a_mesh_of_one_device_measures_the_same_texts(loaded, tmp_path):
     alone, spread = flat.read(folder / "results.jsonl")
     assert (spread["mesh"], spread["identical_to_reference"], spread["agreement"]) == ("data=1,tensor=1", 4, 1.0)
     assert (spread["new_tokens"], alone["prompt_tokens"]) == (5, 9)
+
+
+def test_a_profile_is_a_trace_of_each_row_and_changes_no_text(loaded, tmp_path):
+    rows = [{"name": "greedy", "method": "greedy"}, {"name": "a look/up", "method": "lookup"}]
+    config = {"name": "trial", "model": "smollm2-135m", "rows": rows, "prompts": {"source": ["abcdef", "uvw"]}}
+    config |= {"decoding": {"repeats": 1, "max_new_tokens": 4}, "output": str(tmp_path / "runs")}
+    config["prompts"]["chat"] = False
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    told = []
+    for more in ([], ["profile=true"]):
+        assert command.run_config(str(tmp_path / "config.yaml"), more) == 0
+        folder = max((tmp_path / "runs").iterdir(), key=lambda folder: folder.stat().st_mtime)
+        told.append(results.read_rows(folder))
+    plain, profiled = told
+    assert [row.get("profile") for row in plain] == [None, None]
+    assert [row["profile"] for row in profiled] == ["profile/greedy", "profile/a_look_up"]
+    assert [row["prompts"] for row in plain] == [row["prompts"] for row in profiled]
+    traces = sorted(path.parents[3].name for path in (tmp_path / "runs").rglob("*.xplane.pb"))
+    assert traces == ["a_look_up", "greedy"]

@@ -84,7 +84,7 @@ def test_a_bare_method_replaces_the_method_with_its_parameters(make):
         (
             "zzz=1",
             "zzz: unknown key; valid: name, model, rows, prompts, decoding, extras, axes, include, exclude, quality, "
-            "ledger, output",
+            "ledger, profile, output",
         ),
         ("decoding.seed=x", "decoding.seed: expected a whole number, got 'x'"),
         ("decoding.seed=1.5", "decoding.seed: expected a whole number, got 1.5"),

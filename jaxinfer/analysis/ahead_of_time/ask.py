@@ -83,24 +83,3 @@ class Ask:
         """Give the decode method whose loop a step is of."""
         method = Greedy() if self.method is None else self.method
         return GUESSES if step == "verify" and method.width < 2 else method
-
-    @property
-    def shape(self) -> ModelConfig:
-        """Give the configuration of the network that runs on the mesh."""
-        return regrouped(self.config, self.mesh.shape.get("tensor", 1), self.pad_heads)
-
-
-def regrouped(cfg: ModelConfig, parts: int, pad: bool) -> ModelConfig:
-    """Give the configuration whose key/value heads `parts` devices can split: those fewer than the devices are held by
-    several of them, a copy each. pad: heads that do not divide get companions that are zero.
-    """
-    if cfg.mla or parts == 1:
-        return cfg
-    heads, kv_heads = cfg.n_heads, cfg.n_kv_heads
-    if heads % parts and pad:
-        group = heads // kv_heads
-        kv_heads = -(-kv_heads // parts) * parts
-        return cfg.replace(n_heads=kv_heads * group, n_kv_heads=kv_heads)
-    if kv_heads < parts and not parts % kv_heads and not heads % parts:
-        return cfg.replace(n_kv_heads=parts)
-    return cfg

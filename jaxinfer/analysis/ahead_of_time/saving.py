@@ -30,6 +30,7 @@ from jaxinfer.host.files import draft_of, path_of, read_bytes
 from jaxinfer.runtime.beginning import SMALLEST_BUFFER
 from jaxinfer.runtime.compiled import SavedPrograms, identity, preload
 from jaxinfer.sharding import MeshShape, Sharding
+from jaxinfer.sharding.meshes import make_virtual
 
 MAGIC = b"jaxinfer executable 1\n"
 MOST_BYTES = 16 << 30
@@ -94,6 +95,7 @@ def _header(ask: Ask, program: shapes.Program) -> dict[str, Any]:
     return {
         "model": identity(program.static, program.arguments),
         "mesh": str(ask.mesh),
+        "pad_heads": ask.pad_heads,
         "device_kind": device.device_kind,
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
@@ -184,7 +186,9 @@ def _check(header: Mapping[str, Any], where: str) -> None:
     for name, here in (("jax", jax.__version__), ("jaxlib", jaxlib.__version__)):
         if header[name] != here:
             raise InputError(f"{where}: was compiled by {name} {header[name]}, and this is {name} {here}")
-    present, mesh = jax.devices(), MeshShape.of(str(header["mesh"]))
+    mesh = MeshShape.of(str(header["mesh"]))
+    make_virtual(mesh.size)
+    present = jax.devices()
     if header["device_kind"] != present[0].device_kind:
         raise InputError(
             f"{where}: was compiled for a device {header['device_kind']!r}, and this machine has "
@@ -194,14 +198,15 @@ def _check(header: Mapping[str, Any], where: str) -> None:
         raise InputError(f"{where}: was compiled for {mesh.size} devices, and this machine has {len(present)}")
 
 
-def use(file: str | Path) -> MeshShape:
-    """Let the programs of a file take the place of compiling; the mesh that models must be spread over for that.
+def use(file: str | Path) -> tuple[MeshShape, bool]:
+    """Let the programs of a file take the place of compiling: over which mesh, and with heads padded or not, models
+    must be spread for that.
 
     Raises InputError as `read`.
     """
     header, saved = read(file)
     preload(saved)
-    return MeshShape.of(header["mesh"])
+    return MeshShape.of(header["mesh"]), header.get("pad_heads") is True
 
 
 def _skeleton(out_tree: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,14 +14,17 @@ from jaxinfer import sharding
 from jaxinfer.analysis.ahead_of_time.ask import Ask
 from jaxinfer.api import Model
 from jaxinfer.cache import CachePolicy
+from jaxinfer.cache.split import devices_of
 from jaxinfer.cache.store import Cache, gather
+from jaxinfer.config import ModelConfig
 from jaxinfer.decoding.contract import DecodeMethod
 from jaxinfer.decoding.loop import decode
 from jaxinfer.errors import InputError
+from jaxinfer.network.head_groups import parts_of, regrouped
 from jaxinfer.network.transformer import Transformer, abstract_params, param_axes
 from jaxinfer.runtime import compiled
 from jaxinfer.runtime.generation import STEPS_PER_CALL, Generation
-from jaxinfer.runtime.placed import PlacedModel, axes_of, chunks
+from jaxinfer.runtime.placed import PlacedModel, chunks
 from jaxinfer.runtime.prefill import Give, nothing, prefill
 from jaxinfer.runtime.request import Options
 from jaxinfer.sharding import Sharding, topologies
@@ -63,7 +66,7 @@ class Shapes(PlacedModel):
     seen: dict[int, Program] = field(default_factory=dict)
 
     def place(self, x: Any, *axes: str | None) -> Any:
-        return self._shape(x, axes)
+        return self._put(x, self._mesh().of(axes, x.shape))
 
     def empty_cache(self, policy: CachePolicy, lengths: np.ndarray, capacity: int) -> Cache:
         slots = policy.capacity or capacity
@@ -87,20 +90,17 @@ class Shapes(PlacedModel):
 
     def made(self, make: Any, state: Any, *args: Any) -> Any:
         try:
-            return self._laid(jax.eval_shape(make, state, *args), len(state.n))
+            shapes = jax.eval_shape(make, state, *args)
         except (jax.errors.JAXTypeError, TypeError) as error:
-            raise InputError(
-                f"the method's first state depends on arrays, and there are only shapes: {error}"
-            ) from None
+            reason = str(error).splitlines()[0]
+            raise InputError(f"the method's first state needs arrays, and there are only shapes: {reason}") from None
+        return super().made(lambda state: shapes, state)
 
     def _gathered(self, cache: Cache, rows: np.ndarray) -> Cache:
         return self._placed(jax.eval_shape(gather, cache, jax.ShapeDtypeStruct(rows.shape, jnp.int32)))
 
-    def _laid(self, tree: Any, rows: int) -> Any:
-        return jax.tree.map(lambda x: self._shape(x, axes_of(x.shape, rows)), tree)
-
-    def _shape(self, x: Any, axes: tuple[str | None, ...]) -> Any:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._mesh().of(axes, x.shape))
+    def _put(self, x: Any, sharding: Any) -> Any:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     def _mesh(self) -> Sharding:
         assert self.layout is not None
@@ -109,16 +109,17 @@ class Shapes(PlacedModel):
 
 def layout_of(ask: Ask) -> Sharding:
     """Lay the mesh on the target's devices. Raises InputError where there is no compiler for it."""
-    return Sharding(ask.mesh.on(topologies.devices(ask.target)), ask.mesh.rules)
+    rules = replace(ask.mesh.rules, pad_heads=ask.pad_heads)
+    return Sharding(ask.mesh.on(topologies.devices(ask.target)), rules)
 
 
-def parameters(ask: Ask, layout: Sharding) -> Any:
-    """Give the parameters as shapes, laid out as `Model.shard` lays the arrays of a checkpoint."""
-    cfg = ask.shape
+def parameters(ask: Ask, layout: Sharding) -> tuple[ModelConfig, Any]:
+    """Give the network that runs on the mesh, and its parameters as shapes, laid out as `Model.shard` lays arrays."""
     with sharding.use(layout):
-        params: Any = abstract_params(cfg, jnp.dtype(ask.dtype))
+        params: Any = abstract_params(ask.config, jnp.dtype(ask.dtype))
         if ask.weights is not None:
             params = jax.eval_shape(partial(quantize_params, format=ask.weights), params)
+    cfg, params = regrouped(ask.config, params, parts_of(layout), ask.pad_heads)
 
     def one(x: Any, axes: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.of(axes, x.shape, at_rest=True))
@@ -126,15 +127,15 @@ def parameters(ask: Ask, layout: Sharding) -> Any:
     def place(axes: Any, weight: Any) -> Any:
         return jax.tree.map(one, weight, weight.axes(axes) if is_quantized(weight) else axes)
 
-    return jax.tree.map(place, param_axes(cfg), params, is_leaf=lambda x: isinstance(x, tuple))
+    return cfg, jax.tree.map(place, param_axes(cfg), params, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def programs(ask: Ask, layout: Sharding) -> dict[str, Program]:
     """Give the programs of each step that is asked for, by step; those of `decode` and `verify` may be one."""
-    params, found = parameters(ask, layout), {}
+    network, found = parameters(ask, layout), {}
     for step in ask.steps:
         method = ask.method_of("decode" if step == "prefill" else step)
-        generation = begun(ask, layout, params, method)
+        generation = begun(ask, layout, network, method)
         shapes = generation.placed
         assert isinstance(shapes, Shapes)
         if step == "prefill":
@@ -149,7 +150,7 @@ def programs(ask: Ask, layout: Sharding) -> dict[str, Program]:
 def widths(ask: Ask, layout: Sharding) -> list[Program]:
     """Give the prefill of every width that prompts of up to the asked length are read in."""
     with sharding.use(layout):
-        all_widths = sorted({width for n in range(1, ask.tokens) for width in chunks(n, ask.batch)})
+        all_widths = sorted({width for n in range(1, ask.tokens) for width in chunks(n, ask.batch, devices_of(layout))})
     generation = begun(ask, layout, parameters(ask, layout), ask.method_of("decode"))
     shapes, give = generation.placed, nothing
     assert isinstance(shapes, Shapes)
@@ -162,10 +163,11 @@ def widths(ask: Ask, layout: Sharding) -> list[Program]:
     return [shapes.seen[width] for width in sorted(shapes.seen)]
 
 
-def begun(ask: Ask, layout: Sharding, params: Any, method: DecodeMethod) -> Generation:
+def begun(ask: Ask, layout: Sharding, network: tuple[ModelConfig, Any], method: DecodeMethod) -> Generation:
     """Begin a generation of shapes: prompts of the asked length, in rows that have room for the context."""
-    model = Model(ask.shape, params, name=ask.config.family, dtype=ask.dtype, layout=layout)
-    shapes = Shapes(Transformer(ask.shape, jnp.dtype(ask.dtype)), params, layout)
+    cfg, params = network
+    model = Model(cfg, params, name=cfg.family, dtype=ask.dtype, layout=layout)
+    shapes = Shapes(Transformer(cfg, jnp.dtype(ask.dtype)), params, layout)
     # No two rows begin alike: a policy may let rows share what they begin with.
     ids = (np.arange(ask.tokens)[None] + np.arange(ask.batch)[:, None]) % ask.config.vocab_size
     rows = ids.tolist()

@@ -110,10 +110,12 @@ def _step(ask: Ask, step: str, built: Built) -> StepAccount:
         return found
     used = ask.tokens if step == "prefill" else ask.context
     trips: dict[str, Any] = {
-        **attention_trips(ask.shape, program.cache, program.tokens, used),
+        **attention_trips(ask.config, program.cache, program.tokens, used),
         "jit(decode)/while": 1.0,
     }
-    made = report(built.compiled, program.name, trips=trips)
+    # The first branch scores the pending tokens alone, as in a step in which no row has a guess.
+    branches = {"jit(decode)/while/body/cond": 0} if step == "decode" else {}
+    made = report(built.compiled, program.name, trips=trips, branches=branches)
     copies: dict[str, float] = {}
     for copy in made.copies:
         copies[copy.operator] = copies.get(copy.operator, 0.0) + copy.bytes * copy.times

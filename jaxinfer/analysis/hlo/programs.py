@@ -3,6 +3,7 @@
 They are the very programs: `runtime.compiled` keeps them, and a later `generate` of these shapes compiles nothing.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,17 +121,22 @@ def attention_trips(
     """Tell how often the loops over blocks of the cache run in plain XLA's attention, by the path of their layer.
 
     tokens: of each row in this step. used: slots in use, at most; None: as many as the cache says, which then holds
-    arrays. It reads whole blocks of slots, as `kernels.xla.fold_cached` does: a large one as
-    often as it is full, and small ones for the rest; many queries take large ones alone.
+    arrays. It reads whole blocks of slots, as `kernels.xla.fold_cached` does: a large one as often as it is full, and
+    small ones for the rest; many queries take large ones alone.
     """
     found = {}
     for i, segment in enumerate(cfg.segments):
         for j, kind in enumerate(segment.pattern):
             store = cache.stores.get(kind.name)
             if isinstance(store, Store):
-                slots = store.pos.shape[1]
+                whole = store.pos.shape
+                slots = store.pos.sharding.shard_shape(whole)[1]  # devices may share the slots of a row
                 page = 1 if store.pages is None else slots // store.pages.shape[1]
-                filled = int(extent(store)) if used is None else min(used, slots)
+                if used is None:
+                    parts = [shard.data for shard in store.pos.addressable_shards]
+                    filled = max(int(extent(dataclasses.replace(store, pos=part))) for part in parts)
+                else:
+                    filled = min(-(-used * slots // whole[1]), slots)
                 often = _blocks(slots, filled, tokens, page)
                 found[f"segment_{i}/layer_{j}/attention/attention/while"] = often
     return found

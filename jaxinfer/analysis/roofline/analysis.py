@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from jaxinfer.analysis.hardware import Hardware
 from jaxinfer.analysis.roofline import llm_viewer
+from jaxinfer.analysis.roofline.calibration import Place
 from jaxinfer.analysis.roofline.call import Call
 from jaxinfer.analysis.roofline.memory import Memory, memory, most, sum_of
 from jaxinfer.analysis.roofline.network import operators
@@ -27,11 +28,11 @@ POINTS = 33  # steps of a generation whose times are computed; the others lie be
 class Slowness(Protocol):
     """The slowness of a machine, over its roofline: see `calibration.Calibration`."""
 
-    def slowdowns(self, made: Sequence[Operator]) -> Mapping[str, float]:
+    def slowdowns(self, made: Sequence[Operator], place: Place) -> Mapping[str, float]:
         """Give the time of a call's operators over their roofline, by their class."""
 
-    def rest(self, tokens: float, context: float) -> float:
-        """Give the seconds of a call of so many tokens that no operator accounts for."""
+    def rest(self, place: Place) -> float:
+        """Give the seconds of a call that no operator accounts for."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,11 @@ class Roofline:
 
     def _slowly(self, part: Call, calibration: Slowness) -> Iterator[Timed]:
         made = operators(part)
-        slow = calibration.slowdowns(made)
+        place = Place.of(made, part.decoding)
+        slow = calibration.slowdowns(made, place)
         for one in made:
             yield timed(one, self.hardware, slow[one.kind])
-        tokens = part.rows * part.tokens
-        yield Timed(Operator("rest", "rest"), "memory", 0.0, calibration.rest(tokens, part.context))
+        yield Timed(Operator("rest", "rest"), "memory", 0.0, calibration.rest(place))
 
     def total(self, stage: Stage, field: str) -> float:
         """Sum a figure of the operators over all layers of a stage, such as `ops` or `weights`."""

@@ -24,24 +24,53 @@ REST = "rest"
 
 
 @dataclass(frozen=True)
+class Place:
+    """The place of a call among others of its machine, by which its slowness is looked up.
+
+    width: operations of its products a token, which tells a model's size. tokens: of the call, over all rows. context:
+    the tokens that the last of a row sees.
+    """
+
+    stage: str  # prefill or decode: 8 rows of one token and one row of 8 are as many tokens, and not as slow
+    width: float
+    tokens: float
+    context: float
+
+    @classmethod
+    def of(cls, made: Sequence[Operator], decoding: bool) -> "Place":
+        """Give the place of a call that these operators are of."""
+        tokens = float(made[0].tokens)
+        width = sum(float(one.ops * one.layers) for one in made if one.kind == "linear") / tokens
+        return cls("decode" if decoding else "prefill", width, tokens, float(made[0].context))
+
+
+@dataclass(frozen=True)
 class Point:
     """A measurement of one class of operators in one call: all of them, in all layers.
 
-    weights: the format that the model's weights had. tokens: of the call, over all rows. size: of attention the tokens
-    that the last of a row sees, of others the operations of a token. bound, seconds: of the roofline and of the clock.
+    weights: the format that the model's weights had. stage, width, tokens, context: see `Place`. bound, seconds: of the
+    roofline and of the clock.
     """
 
     kind: str
     weights: str
+    stage: str
+    width: float
     tokens: float
-    size: float
+    context: float
     bound: float
     seconds: float
 
 
+Rows = list[tuple[float, float]]  # of a coordinate's logarithm, and the logarithm of a slowdown there
+
+
 @dataclass(frozen=True)
 class Calibration:
-    """Points of a machine. `slowdown` interpolates between them, in the logarithms of tokens and size."""
+    """Points of a machine. `slowdowns` interpolates between them, in the logarithms of width, tokens and context.
+
+    Innermost between contexts of the same tokens, then between these, and last between models.
+    """
 
     hardware: str
     points: tuple[Point, ...]
@@ -55,40 +84,37 @@ class Calibration:
         return dataclasses.replace(self, weights=weights)
 
     @cached_property
-    def _tables(self) -> Mapping[str, Mapping[float, list[tuple[float, float]]]]:
-        """By class and size: tokens and slowdowns, in logarithms, rising."""
-        found: dict[str, dict[float, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    def _tables(self) -> Mapping[tuple[str, str], Mapping[float, Mapping[float, Rows]]]:
+        """By class and stage: by width and by tokens, contexts and slowdowns, all in logarithms."""
+        found: dict[tuple[str, str], dict[float, dict[float, Rows]]] = {}
         for point in self.points:
             if point.weights == self.weights:
                 value = math.log(point.seconds / point.bound) if point.bound else point.seconds
-                found[point.kind][math.log(point.size)].append((math.log(point.tokens), value))
-        return {kind: {size: sorted(row) for size, row in rows.items()} for kind, rows in found.items()}
+                by_width = found.setdefault((point.kind, point.stage), {})
+                rows = by_width.setdefault(math.log(point.width), {}).setdefault(math.log(point.tokens), [])
+                rows.append((math.log(point.context), value))
+        return found
 
-    def slowdowns(self, made: Sequence[Operator]) -> Mapping[str, float]:
+    def slowdowns(self, made: Sequence[Operator], place: Place) -> Mapping[str, float]:
         """Give the time of a call's operators over their roofline, by their class: 1 for one that was not measured."""
-        sizes = sizes_of(made)
-        tokens = made[0].tokens
-        return {
-            kind: math.exp(self._value(kind, tokens, size)) if kind in self._tables else 1.0
-            for kind, size in sizes.items()
-        }
+        kinds = dict.fromkeys(one.kind for one in made)
+        found = {kind: self._value(kind, place) for kind in kinds}
+        return {kind: 1.0 if value is None else math.exp(value) for kind, value in found.items()}
 
-    def rest(self, tokens: float, context: float) -> float:
+    def rest(self, place: Place) -> float:
         """Give the seconds of a call that no operator accounts for."""
-        return max(self._value(REST, tokens, context), 0.0) if REST in self._tables else 0.0
+        return max(self._value(REST, place) or 0.0, 0.0)
 
-    def _value(self, kind: str, tokens: float, size: float) -> float:
-        rows = self._tables[kind]
-        by_size = sorted((where, between(row, math.log(tokens))) for where, row in rows.items())
-        return between(by_size, math.log(size))
-
-
-def sizes_of(made: Sequence[Operator]) -> dict[str, float]:
-    """Give the sizes of a call's classes by which points differ, beside their tokens."""
-    found: dict[str, float] = defaultdict(float)
-    for one in made:
-        found[one.kind] += (one.ops or one.bytes or one.wire) * one.layers / one.tokens
-    return {kind: made[0].context if kind == "attention" else size for kind, size in found.items()}
+    def _value(self, kind: str, place: Place) -> float | None:
+        widths = self._tables.get((kind, place.stage))
+        if widths is None:
+            return None
+        width, tokens, context = (math.log(x) for x in (place.width, place.tokens, place.context))
+        by_width = []
+        for where, by_tokens in widths.items():
+            rows = [(count, between(contexts, context)) for count, contexts in by_tokens.items()]
+            by_width.append((where, between(rows, tokens)))
+        return between(by_width, width)
 
 
 def between(points: Sequence[tuple[float, float]], x: float) -> float:
@@ -139,9 +165,11 @@ def load(path: str | Path) -> Calibration:
 def _point(row: Sequence[str], where: str) -> Point:
     if len(row) != len(COLUMNS):
         raise InputError(f"{where}: has {len(row)} values, expected {len(COLUMNS)}")
-    kind, weights, *texts = row
+    kind, weights, stage, *texts = row
+    if stage not in ("prefill", "decode"):
+        raise InputError(f"{where}: stage must be prefill or decode, got {shown(stage)}")
     values = []
-    for name, text in zip(COLUMNS[2:], texts, strict=True):
+    for name, text in zip(COLUMNS[3:], texts, strict=True):
         try:
             value = float(text)
         except ValueError:
@@ -150,4 +178,4 @@ def _point(row: Sequence[str], where: str) -> Point:
         if not least <= value < math.inf:
             raise InputError(f"{where}: {name} must be a positive number, got {shown(text)}")
         values.append(value)
-    return Point(kind, weights, *values)
+    return Point(kind, weights, stage, *values)

@@ -1,6 +1,8 @@
 """Floats in 8 bits, e4m3 (FP8 formats for deep learning, Micikevicius et al. 2022), with a scale for each output."""
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from flax import struct
 from jaxinfer.kernels import matmul
 from jaxinfer.sharding import choices
 from jaxinfer.weights import elementwise_products
-from jaxinfer.weights.contract import Axes, WeightFormat
+from jaxinfer.weights.contract import Axes, WeightFormat, taken
 from jaxinfer.weights.elementwise_products import LANES
 from jaxinfer.weights.qtensor import QTensor
 
@@ -32,6 +34,8 @@ class FP8Weight(QTensor):
 class FP8(WeightFormat[FP8Weight]):
     """Codes in float8 (e4m3), rounded to nearest under the largest magnitude of an output."""
 
+    moves_inputs: ClassVar[bool] = True
+
     def encode(self, w: jax.Array, n_in: int = 1) -> FP8Weight:
         """Round w[..., *out, *in]. An output of zeros has scale 1."""
         outer, inputs = w.shape[: w.ndim - n_in], w.shape[w.ndim - n_in :]
@@ -48,6 +52,10 @@ class FP8(WeightFormat[FP8Weight]):
     def axes(self, weight: FP8Weight, axes: Axes) -> dict[str, Axes]:
         """Split several inputs as the first of them is."""
         return {"codes": axes[: weight.codes.ndim], "scale": axes[: weight.scale.ndim]}
+
+    def take_inputs(self, weight: FP8Weight, index: tuple[int, ...]) -> FP8Weight:
+        width = math.prod(weight.inputs[1:])
+        return FP8Weight(self, (len(index), *weight.inputs[1:]), taken(weight.codes, width, index, 0), weight.scale)
 
     def product(
         self, x: jax.Array, weight: FP8Weight, n_out: int, few: bool, layer: jax.Array | None = None

@@ -13,7 +13,7 @@ from jaxinfer.kernels import matmul
 from jaxinfer.kernels.coded import CodedWeight
 from jaxinfer.sharding import choices
 from jaxinfer.weights import elementwise_products
-from jaxinfer.weights.contract import Axes, WeightFormat, by_definition, in_layer
+from jaxinfer.weights.contract import Axes, WeightFormat, by_definition, in_layer, taken
 from jaxinfer.weights.elementwise_products import LANES
 from jaxinfer.weights.products import dot, in_blocks
 from jaxinfer.weights.qtensor import QTensor
@@ -58,6 +58,7 @@ class Int4(WeightFormat[Int4Weight]):
     group: int = 32
     # In int4 the embedding alone would cost SmolLM2 0.075 nats a token, and all that follows it nothing.
     embeddings: ClassVar[str | None] = "int8"
+    moves_inputs: ClassVar[bool] = True
 
     def encode(self, w: jax.Array, n_in: int = 1) -> Int4Weight:
         """Round w[..., *out, *in]. A group of one number has scale 1."""
@@ -82,6 +83,20 @@ class Int4(WeightFormat[Int4Weight]):
         packed = (*axes[: weight.codes.ndim - 1], None)
         return {"codes": packed, "scale": packed, "minimum": packed}
 
+    def take_inputs(self, weight: Int4Weight, index: tuple[int, ...]) -> Int4Weight:
+        """Move codes and groups. A group that reaches over two heads becomes several with its scale and minimum."""
+        width = math.prod(weight.inputs[1:])
+        group = math.gcd(weight.group, width)
+
+        def of_groups(a: jax.Array, fill: float) -> jax.Array:
+            return taken(jnp.repeat(a, weight.group // group, axis=-1), width // group, index, fill, 2)
+
+        codes = jnp.concatenate([weight.codes & 15, weight.codes >> 4], axis=-1)
+        low, high = jnp.split(taken(codes, width, index, 0, 2 * group), 2, axis=-1)
+        inputs = (len(index), *weight.inputs[1:])
+        scale, minimum = of_groups(weight.scale, 1.0), of_groups(weight.minimum, 0.0)
+        return Int4Weight(Int4(group), inputs, low | (high << 4), scale, minimum)
+
     def product(
         self, x: jax.Array, weight: Int4Weight, n_out: int, few: bool, layer: jax.Array | None = None
     ) -> jax.Array:
@@ -94,7 +109,7 @@ class Int4(WeightFormat[Int4Weight]):
         if row.name == "reference":
             return in_layer(partial(by_definition, x), weight, layer)
         rows, padded = len(x), 2 * weight.codes.shape[-1]
-        if elementwise_products.fits(rows, padded, ROWS):
+        if weight.group % LANES == 0 and elementwise_products.fits(rows, padded, ROWS):
             x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, padded - x.shape[1])))
             return by_sums(x, weight, n_out, layer)
         return in_layer(partial(_plain, x, few=few), weight, layer)

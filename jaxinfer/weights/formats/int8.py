@@ -1,7 +1,9 @@
 """One symmetric scale an output, w = scale * code (LLM.int8, Dettmers et al. 2022, section 2)."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from jaxinfer.kernels import matmul
 from jaxinfer.kernels.coded import CodedWeight
 from jaxinfer.sharding import choices
 from jaxinfer.weights import elementwise_products
-from jaxinfer.weights.contract import Axes, WeightFormat, by_definition, in_layer
+from jaxinfer.weights.contract import Axes, WeightFormat, by_definition, in_layer, taken
 from jaxinfer.weights.elementwise_products import LANES
 from jaxinfer.weights.products import by_digits, dot, in_blocks
 from jaxinfer.weights.qtensor import QTensor
@@ -38,6 +40,7 @@ class Int8(WeightFormat[Int8Weight]):
     """Codes from -127 to 127, rounded to nearest. activations: these are rounded to int8 too, by row (W8A8)."""
 
     activations: bool = False
+    moves_inputs: ClassVar[bool] = True
 
     def encode(self, w: jax.Array, n_in: int = 1) -> Int8Weight:
         """Round w[..., *out, *in]. An output of zeros has scale 1."""
@@ -55,6 +58,10 @@ class Int8(WeightFormat[Int8Weight]):
     def axes(self, weight: Int8Weight, axes: Axes) -> dict[str, Axes]:
         """Split several inputs as the first of them is."""
         return {"codes": axes[: weight.codes.ndim], "scale": axes[: weight.scale.ndim]}
+
+    def take_inputs(self, weight: Int8Weight, index: tuple[int, ...]) -> Int8Weight:
+        width = math.prod(weight.inputs[1:])
+        return Int8Weight(self, (len(index), *weight.inputs[1:]), taken(weight.codes, width, index, 0), weight.scale)
 
     def product(
         self, x: jax.Array, weight: Int8Weight, n_out: int, few: bool, layer: jax.Array | None = None

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxinfer.weights.contract import Axes, WeightFormat
+from jaxinfer.weights.contract import Axes, WeightFormat, taken
 from jaxinfer.weights.qtensor import QTensor
 
 CODEBOOK = np.array(
@@ -27,6 +27,7 @@ CODEBOOK = np.array(
     ],
     np.float32,
 )
+ZERO = 7  # the code of zero
 BETWEEN = (CODEBOOK[1:] + CODEBOOK[:-1]) / 2  # where the nearest number changes
 BLOCK = 64  # inputs that share a scale
 SCALES = 256  # scales that share a step
@@ -48,7 +49,7 @@ class NF4Weight(QTensor):
 
 @struct.dataclass
 class Blocks(QTensor):
-    """The same as `NF4Weight`, with its scales as numbers, f32[..., *out, P / 64]."""
+    """The same as `NF4Weight`, with its scales as numbers, f32[..., *out, P / 64], or of smaller blocks."""
 
     codes: jax.Array
     scale: jax.Array
@@ -59,6 +60,7 @@ class NF4(WeightFormat[Any]):
     """NormalFloat codes in 4 bits, scales in 8 bits a block of 64: 4.13 bits a weight, more where blocks are padded."""
 
     embeddings: ClassVar[str | None] = "int8"
+    moves_inputs: ClassVar[bool] = True
 
     def encode(self, w: jax.Array, n_in: int = 1) -> NF4Weight:
         outer, inputs = w.shape[: w.ndim - n_in], w.shape[w.ndim - n_in :]
@@ -91,10 +93,27 @@ class NF4(WeightFormat[Any]):
         blocks = self.by_output(weight)
         outer, width = blocks.codes.shape[:-1], math.prod(blocks.inputs)
         codes = jnp.concatenate([blocks.codes & 15, blocks.codes >> 4], axis=-1)
-        numbers = jnp.asarray(CODEBOOK)[codes.astype(jnp.int32)].reshape(*outer, -1, BLOCK) * blocks.scale[..., None]
+        numbers = jnp.asarray(CODEBOOK)[codes.astype(jnp.int32)].reshape(*blocks.scale.shape, -1)
+        numbers = numbers * blocks.scale[..., None]
         return numbers.reshape(*outer, -1)[..., :width].reshape(*outer, *blocks.inputs)
 
-    def axes(self, weight: NF4Weight, axes: Axes) -> dict[str, Axes]:
+    def take_inputs(self, weight: NF4Weight | Blocks, index: tuple[int, ...]) -> Blocks:
+        """Move codes and scales. A block that reaches over two heads becomes several with its scale."""
+        blocks, width = self.by_output(weight), math.prod(weight.inputs[1:])
+        before = 2 * blocks.codes.shape[-1] // blocks.scale.shape[-1]
+        block = math.gcd(before, width)
+        codes = jnp.concatenate([blocks.codes & 15, blocks.codes >> 4], axis=-1)
+        low, high = jnp.split(taken(codes, width, index, ZERO, 2 * block), 2, axis=-1)
+        scale = taken(jnp.repeat(blocks.scale, before // block, axis=-1), width // block, index, 0.0, 2)
+        return Blocks(self, (len(index), *weight.inputs[1:]), low | (high << 4), scale)
+
+    def from_plain(self, like: NF4Weight, arrays: dict[str, Any]) -> NF4Weight | Blocks:
+        return super().from_plain(like, arrays) if "step" in arrays else Blocks(self, like.inputs, **arrays)
+
+    def axes(self, weight: NF4Weight | Blocks, axes: Axes) -> dict[str, Axes]:
         """Leave packed inputs whole, and steps."""
-        packed, stack = (*axes[: weight.codes.ndim - 1], None), axes[: weight.mean.ndim]
+        packed = (*axes[: weight.codes.ndim - 1], None)
+        if isinstance(weight, Blocks):
+            return {"codes": packed, "scale": packed}
+        stack = axes[: weight.mean.ndim]
         return {"codes": packed, "scale": packed, "step": (*stack, None), "mean": stack}
