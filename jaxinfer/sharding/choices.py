@@ -50,9 +50,14 @@ FEW_TOKENS_A_CALL = Choice(
     ("cpu",),
     "what a layer makes of many leaves the cache",
 )
+INDEX_BY_INDEX = Choice(
+    "name every axis before the slots when writing to them",
+    ("tpu",),
+    "XLA turns the whole store round, and back, so that the axes that are named come first",
+)
 FLOAT32 = Choice("compute in float32 unless told otherwise", ("cpu",), "there are no products of 16 bits")
 
 CHOICES = (
     *(BFLOAT16_AS_BITS, FLOAT8_AS_BITS, ARGMAX_IN_BLOCKS, LAYER_VIEWS, WEIGHT_ON_THE_LEFT, CONVERT_IN_REGISTERS),
-    *(CONVERT_IN_BLOCKS, FEW_TOKENS_A_CALL, FLOAT32),
+    *(CONVERT_IN_BLOCKS, FEW_TOKENS_A_CALL, INDEX_BY_INDEX, FLOAT32),
 )

@@ -16,7 +16,6 @@ from jaxinfer.analysis.ahead_of_time.ask import Ask
 from jaxinfer.analysis.ahead_of_time.shapes import Program, layout_of, programs, without_disk_cache
 from jaxinfer.analysis.hlo.programs import attention_trips
 from jaxinfer.analysis.hlo.report import Report, report
-from jaxinfer.analysis.hlo.scopes import OTHER
 from jaxinfer.kernels import dispatch
 
 Say = Callable[[str], None]
@@ -133,12 +132,9 @@ def _step(ask: Ask, step: str, built: Built) -> StepAccount:
 
 def _moved(ask: Ask, made: Report) -> tuple[Moved, ...]:
     """Join the collectives that are alike: the same operation, operator, size and devices."""
-    repeats = {segment.repeats for segment in ask.config.segments if segment.repeats > 1}
     found: dict[tuple[Any, ...], float] = {}
     for one in made.collectives:
-        # A compiler may drop the path of one that it made of others; it runs as often as the layers do.
-        unnamed = one.operator == OTHER and any(one.times % often == 0 for often in repeats)
-        key = (one.opcode, one.operator, one.group, one.bytes, one.wire, bool(one.layer) or unnamed)
+        key = (one.opcode, one.operator, one.group, one.bytes, one.wire, bool(one.layer))
         found[key] = found.get(key, 0.0) + one.times
     layers = ask.config.n_layers
     return tuple(

@@ -11,7 +11,7 @@ import jax
 from jaxinfer.analysis.hlo.count import Count, Item
 from jaxinfer.analysis.hlo.operations import target_of
 from jaxinfer.analysis.hlo.parse import Computation, Instruction, Module
-from jaxinfer.analysis.hlo.scopes import layer_of, operator
+from jaxinfer.analysis.hlo.scopes import OTHER, layer_of, operator
 
 LARGE_COPY = 1_000_000  # bytes
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
@@ -144,6 +144,8 @@ def _work_of_fusions(count: Count) -> dict[str, float]:
 def collectives(count: Count) -> tuple[Collective, ...]:
     """List collectives in the order of the text. One that is split into start and done is listed once."""
     found = []
+    # A compiler may drop the path of one that it made of others: the rest of the loop's body says what layer it is in.
+    bodies = {(x.where.name, x.times): layer for x in count.top() if x.times > 1 and (layer := layer_of(x.path))}
     for item in count.top():
         opcode = item.instruction.opcode.removesuffix("-start")
         if opcode not in COLLECTIVES:
@@ -154,7 +156,8 @@ def collectives(count: Count) -> tuple[Collective, ...]:
         size = sent * devices if opcode == "all-gather" else sent
         wire = _wire(opcode, size, devices)
         name, path = item.instruction.name, item.path
-        found.append(Collective(name, opcode, size, devices, wire, item.times, operator(path), layer_of(path)))
+        layer = layer_of(path) or (bodies.get((item.where.name, item.times), "") if operator(path) == OTHER else "")
+        found.append(Collective(name, opcode, size, devices, wire, item.times, operator(path), layer))
     return tuple(found)
 
 
