@@ -11,7 +11,10 @@ from jaxinfer.analysis.ahead_of_time.shapes import Program
 from jaxinfer.analysis.hardware import Hardware
 from jaxinfer.analysis.hardware.system import memory as memory_here
 from jaxinfer.analysis.roofline.analysis import Roofline, analyze, timed
+from jaxinfer.analysis.roofline.call import Call
 from jaxinfer.analysis.roofline.formats import weight_storage
+from jaxinfer.analysis.roofline.memory import Memory
+from jaxinfer.analysis.roofline.memory import memory as memory_of
 from jaxinfer.analysis.roofline.network import operators
 from jaxinfer.analysis.roofline.setting import Setting, Storage
 from jaxinfer.errors import InputError
@@ -73,18 +76,31 @@ def roofline(ask: Ask, width: int = 1) -> Roofline | None:
         return None
 
 
-def predicted(ask: Ask) -> dict[str, float] | None:
-    """Give the memory model's bytes of a device in a decode step, by kind and in all."""
+def predicted(ask: Ask, chunk: int | None = None) -> dict[str, float] | None:
+    """Give the memory model's bytes of a device, by kind and in all: of a decode step, or of a prefill of so many
+    tokens of each row where that takes more. None where there is no model of the mesh.
+    """
     found = roofline(ask)
     if found is None:
         return None
-    memory = found.memory("decode")
-    assert not isinstance(memory, dict)
+    calls = [found.call("decode")]
+    if chunk is not None:
+        calls.append(_chunk(ask, found, chunk))
+    memory = max((memory_of(ask.config, found.setting, one, operators(one)) for one in calls), key=_total)
     mesh, parts = ask.mesh.shape, {name: float(size) for name, size in memory.as_dict().items() if name != "total"}
     parts["weights"] /= mesh.get("fsdp", 1)
     rows = ask.batch // found.setting.data
     parts["kv"] /= mesh.get("context", 1) * (mesh.get("expert", 1) if rows % mesh.get("expert", 1) == 0 else 1)
     return {**parts, "total": sum(parts.values())}
+
+
+def _total(memory: Memory) -> float:
+    return float(memory.total)
+
+
+def _chunk(ask: Ask, found: Roofline, tokens: int) -> Call:
+    """Give the prefill of so many tokens of each row, the last of them that of the prompt."""
+    return replace(found.call("prefill"), tokens=tokens, context=ask.tokens, scored=0)
 
 
 def seconds(ask: Ask, step: str, program: Program) -> tuple[float, float] | None:
@@ -93,10 +109,7 @@ def seconds(ask: Ask, step: str, program: Program) -> tuple[float, float] | None
     found = roofline(ask, width)
     if found is None:
         return None
-    if step == "prefill":
-        one = replace(found.call("prefill"), tokens=program.tokens, context=ask.tokens, scored=0)
-    else:
-        one = found.call("decode", ask.context - width)
+    one = _chunk(ask, found, program.tokens) if step == "prefill" else found.call("decode", ask.context - width)
     times = [timed(operator, found.hardware) for operator in operators(one)]
     return sum(x.total for x in times), sum(x.total for x in times if x.bound == "network")
 

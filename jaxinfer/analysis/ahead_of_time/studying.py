@@ -90,7 +90,9 @@ def account(ask: Ask, built: dict[str, Built]) -> Account:
         "prompt": ask.tokens,
     }
     versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, **_compiler(ask)}
-    return Account(asked, predicting.limit_of(ask), _bytes(built, steps), predicting.predicted(ask), steps, versions)
+    chunk = steps["prefill"].tokens if "prefill" in steps else None
+    predicted = predicting.predicted(ask, chunk)
+    return Account(asked, predicting.limit_of(ask), _bytes(built, steps), predicted, steps, versions)
 
 
 def _step(ask: Ask, step: str, built: Built) -> StepAccount:
