@@ -13,7 +13,7 @@ from jaxinfer.analysis.hardware.system import memory as memory_here
 from jaxinfer.analysis.roofline.analysis import Roofline, analyze, timed
 from jaxinfer.analysis.roofline.call import Call
 from jaxinfer.analysis.roofline.formats import weight_storage
-from jaxinfer.analysis.roofline.memory import Memory
+from jaxinfer.analysis.roofline.memory import cache
 from jaxinfer.analysis.roofline.memory import memory as memory_of
 from jaxinfer.analysis.roofline.network import operators
 from jaxinfer.analysis.roofline.setting import Setting, Storage
@@ -79,23 +79,28 @@ def roofline(ask: Ask, width: int = 1) -> Roofline | None:
 def predicted(ask: Ask, chunk: int | None = None) -> dict[str, float] | None:
     """Give the memory model's bytes of a device, by kind and in all: of a decode step, or of a prefill of so many
     tokens of each row where that takes more. None where there is no model of the mesh.
+
+    fresh: keys and values that a call has made, which the cache takes once all layers have run.
     """
     found = roofline(ask)
     if found is None:
         return None
-    calls = [found.call("decode")]
-    if chunk is not None:
-        calls.append(_chunk(ask, found, chunk))
-    memory = max((memory_of(ask.config, found.setting, one, operators(one)) for one in calls), key=_total)
-    mesh, parts = ask.mesh.shape, {name: float(size) for name, size in memory.as_dict().items() if name != "total"}
+    calls = [found.call("decode"), *([] if chunk is None else [_chunk(ask, found, chunk)])]
+    made = [_parts(ask, found, one) for one in calls]
+    return max(made, key=lambda parts: parts["total"])
+
+
+def _parts(ask: Ask, found: Roofline, call: Call) -> dict[str, float]:
+    memory = memory_of(ask.config, found.setting, call, operators(call))
+    parts = {name: float(size) for name, size in memory.as_dict().items() if name != "total"}
+    parts["fresh"] = float(cache(ask.config, found.setting, call.tokens))
+    mesh = ask.mesh.shape
     parts["weights"] /= mesh.get("fsdp", 1)
     rows = ask.batch // found.setting.data
-    parts["kv"] /= mesh.get("context", 1) * (mesh.get("expert", 1) if rows % mesh.get("expert", 1) == 0 else 1)
+    shared = mesh.get("context", 1) * (mesh.get("expert", 1) if rows % mesh.get("expert", 1) == 0 else 1)
+    for name in ("kv", "fresh"):
+        parts[name] /= shared
     return {**parts, "total": sum(parts.values())}
-
-
-def _total(memory: Memory) -> float:
-    return float(memory.total)
 
 
 def _chunk(ask: Ask, found: Roofline, tokens: int) -> Call:

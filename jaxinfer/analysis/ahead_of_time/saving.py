@@ -176,6 +176,8 @@ def read(file: str | Path) -> tuple[dict[str, Any], SavedPrograms]:
             programs[str(entry["signature"])] = Entry(where, str(entry["name"]), payload, entry["rest"])
         saved = SavedPrograms(where, str(header["model"]), int(header["buffer"]), programs)
         _check(header, where)
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{where}: is damaged: its header and its programs do not agree") from None
     return header, saved

@@ -1,9 +1,10 @@
 """Lower, compile and read: from an `Ask` to its `Account`."""
 
 import collections
+import contextlib
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,7 +47,10 @@ def build(ask: Ask, progress: Say | None = None) -> dict[str, Built]:
     """Compile the programs that are asked for, by step."""
     made: dict[str, Built] = {}
     found: dict[str, Built] = {}
-    for step, program in programs(ask, layout_of(ask)).items():
+    layout = layout_of(ask)
+    with _quiet():
+        shaped = programs(ask, layout)
+    for step, program in shaped.items():
         key = program.signature
         if key not in made:
             if progress is not None:
@@ -59,8 +63,7 @@ def build(ask: Ask, progress: Say | None = None) -> dict[str, Built]:
 def compiled(program: Program) -> Built:
     """Compile one program. A refusal for want of memory is an answer; any other error is raised."""
     start = time.perf_counter()
-    with without_disk_cache(), warnings.catch_warnings(), dispatch.recorded() as chosen:
-        warnings.simplefilter("ignore", RuntimeWarning)  # of what falls back: it stands in the account
+    with without_disk_cache(), _quiet(), dispatch.recorded() as chosen:
         lowered = program.lower()
         try:
             done, error = lowered.compile(), None
@@ -71,6 +74,14 @@ def compiled(program: Program) -> Built:
     counted = collections.Counter((one.of, one.name, one.reason) for one in chosen)
     choices = tuple(Fallback(*key, calls) for key, calls in counted.items())
     return Built(program, done, time.perf_counter() - start, choices, error)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Warn of nothing that falls back: it stands in the account."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
 
 
 def account(ask: Ask, built: dict[str, Built]) -> Account:

@@ -63,11 +63,11 @@ def sections(account: Account) -> Iterator[Section]:
 
 def _memory(account: Account) -> list[tuple[str, ...]]:
     predicted = account.predicted or {}
-    theirs = {"weights": "weights", "cache": "kv", "temporaries": "activations"}
+    theirs = {"weights": ("weights",), "cache": ("kv",), "temporaries": ("activations", "logits", "fresh")}
     rows: list[tuple[str, ...]] = []
     for kind, size in (*account.bytes.items(), ("total", account.total)):
-        model = predicted.get("total" if kind == "total" else theirs.get(kind, ""))
-        said = "" if model is None else f"{model / GIB:.3f}"
+        names = ("total",) if kind == "total" else theirs.get(kind, ())
+        said = f"{sum(predicted.get(name, 0.0) for name in names) / GIB:.3f}" if names and predicted else ""
         rows.append((_NAMES.get(kind, kind), f"{size / GIB:.3f}", f"{size / account.limit:.1%}", said))
     return rows
 
