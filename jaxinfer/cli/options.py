@@ -4,6 +4,7 @@ import contextlib
 import sys
 from typing import Any
 
+from jaxinfer.analysis.ahead_of_time import saving
 from jaxinfer.analysis.profile import profile_to
 from jaxinfer.errors import InputError, shown, shown_text
 from jaxinfer.experiment import attachments, merge, registry
@@ -146,8 +147,4 @@ def executable(file: str | None) -> Spread | None:
 
     Raises InputError for a damaged file, and one for another version or device.
     """
-    if file is None:
-        return None
-    from jaxinfer.analysis.ahead_of_time import saving
-
-    return Spread(*saving.use(file))
+    return None if file is None else Spread(*saving.use(file))

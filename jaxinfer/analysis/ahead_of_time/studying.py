@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -206,7 +207,6 @@ def _first_line(text: str) -> str:
 
 
 def _compiler(ask: Ask) -> dict[str, str]:
-    import importlib.metadata
-
+    """Name the target's compiler, with its version."""
     package = {"tpu": "libtpu", "gpu": "jax-cuda13-plugin"}.get(ask.slice.target.platform)
-    return {} if package is None else {package: importlib.metadata.version(package)}
+    return {} if package is None else {package: version(package)}

@@ -201,7 +201,9 @@ def _only_moves(module: Module, instruction: Instruction) -> bool:
     if instruction.opcode in ("copy", "copy-start", "transpose"):
         return True
     inner = module.called(instruction) if instruction.opcode == "fusion" else ()
-    names = {name for name, _ in opcodes_of(inner[0])} if inner else set()
+    # Numbers alone say where from: the index of a layer, held within its bounds.
+    arrays = [x for x in inner[0].instructions.values() if x.shape.size > 1] if inner else []
+    names = {x.opcode for x in arrays if x.opcode not in _SILENT}
     return bool(names & {"copy", "transpose", "slice", "dynamic-slice"}) and names <= _MOVES
 
 
