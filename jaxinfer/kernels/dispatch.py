@@ -236,7 +236,8 @@ def choose(call: Any, table: Sequence[Any] = TABLE, of: str = ATTENTION) -> Any:
 def _first(call: Any, table: Sequence[Any], of: str) -> Any:
     record, why = _RECORD.get(), None
     for row in table:
-        if row.misfit(call):
+        if misfits := row.misfit(call):
+            why = misfits if call.platform in (row.platforms or ()) else why
             continue
         if not row.by_default:
             why = why or f"{row.name} runs only where it is asked for: no device has proved it yet"
