@@ -235,6 +235,9 @@ def _written(store: Store, fresh: Any, take: jax.Array | None, pos: jax.Array, s
         if take is not None:
             index = take.reshape(1, take.shape[0], 1, take.shape[1], *(1,) * (new.ndim - 4))
             new = jnp.take_along_axis(new, index, axis=3)
+        if choices.INDEX_BY_INDEX.here():
+            layers, heads = (jnp.arange(new.shape[at]).reshape(-1, *(1,) * (3 - at)) for at in (0, 2))
+            return buffer.at[layers, block[:, None], heads, offset[:, None]].set(new, mode="drop")
         # Advanced indices around a slice put their axes in front: the update is [B, E, L, K, ...].
         return buffer.at[:, block, :, offset].set(jnp.moveaxis(new, (1, 3), (0, 1)), mode="drop")
 

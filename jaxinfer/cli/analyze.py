@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxinfer.cli.app import Plugin, app, library
+from jaxinfer.cli.app import Plugin, Policy, Weights, app, library
 from jaxinfer.host import plugins
 
 Shape = Annotated[
@@ -75,3 +75,37 @@ def _compare(
     with library():
         from jaxinfer.cli.compare import show
     show(runs, html, json)
+
+
+@app.command("compile")
+def _compile(
+    model: Annotated[str, typer.Option(help="A shape, such as llama-3-70b, or a checkpoint: no weight is read.")],
+    target: Annotated[str, typer.Option(help="A slice or a machine: v5e:8x8, v5p:4x4x4, h200:8, cpu:8.")],
+    mesh: Annotated[str | None, typer.Option(help="Axes, as in data=1,tensor=64; default: all devices tensor.")] = None,
+    batch: Annotated[int, typer.Option(help="Rows.")] = 1,
+    context: Annotated[int, typer.Option(help="Tokens that a row has room for.")] = 2048,
+    prompt: Annotated[int | None, typer.Option(help="Tokens of a prompt among them; default: half.")] = None,
+    weights: Weights = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    policy: Policy = None,
+    method: Annotated[str | None, typer.Option(help="A decode method, as in lookup:width=8; default: greedy.")] = None,
+    steps: Annotated[str, typer.Option(help="Which programs: of prefill,decode,verify.")] = "prefill,decode",
+    pad_heads: Annotated[
+        bool, typer.Option("--pad-heads", help="Give heads that the mesh does not divide companions that are zero.")
+    ] = False,
+    json: Annotated[str | None, typer.Option(help="Write all figures into this file; - prints them.")] = None,
+    html: Annotated[str | None, typer.Option(help="Write a page that needs nothing else.")] = None,
+    save: Annotated[
+        str | None, typer.Option(help="Keep the programs in this file: generate and run --executable load it.")
+    ] = None,
+    plugin: Plugin = None,
+) -> int:
+    """Compile a model for a machine that is not here: does it fit, what does it move, what bounds it.
+
+    The exit code is 1 where it does not fit.
+    """
+    given: dict[str, Any] = {name: value for name, value in locals().items() if name != "plugin"}
+    with library():
+        from jaxinfer.cli.compile import run
+    plugins.load(plugin or (), name="--plugin")
+    return run(given)

@@ -72,6 +72,9 @@ Plugin = Annotated[
 Profile = Annotated[
     str | None, typer.Option(help="Write a trace of the generation, for XProf and TensorBoard, into this folder.")
 ]
+Executable = Annotated[
+    str | None, typer.Option(help="A file of `compile --save`: its programs are run, and the model lies on its mesh.")
+]
 Samples = Annotated[int, typer.Option("--n", help="Samples of the prompt, one below the other; above 1 not streamed.")]
 
 SAMPLING: dict[str, tuple[Any, str]] = {

@@ -9,6 +9,7 @@ from jaxinfer.cli.app import (
     Capacity,
     DraftModel,
     Dtype,
+    Executable,
     IgnoreEos,
     IncludeStop,
     JsonSchema,
@@ -73,6 +74,7 @@ def generate(
     regex: Regex = None,
     json_schema: JsonSchema = None,
     stream: Annotated[bool, typer.Option(help="Print the text as it comes.")] = True,
+    executable: Executable = None,
     profile: Profile = None,
     plugin: Plugin = None,
     **sampling: Any,
@@ -102,7 +104,8 @@ def generate(
     }
     template = options.template_options(template_var, tools)
     text = options.read_prompt(text)
-    loaded = load_model(model, dtype, weights, draft, tokenizer, spread.of_options(mesh, pad_heads))
+    laid_on = options.executable(executable) or spread.of_options(mesh, pad_heads)
+    loaded = load_model(model, dtype, weights, draft, tokenizer, laid_on)
     prompt = options.encode_prompt(loaded, text, chat, system, template)
     settings |= options.constraint(loaded, regex, json_schema)
     with options.profiled(profile):
@@ -209,6 +212,7 @@ def run(
         bool,
         typer.Option("--resume", help="Skip what is done: in the run folder given next, else in the newest."),
     ] = False,
+    executable: Executable = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="A trace of every row for XProf and TensorBoard, in the run folder.")
     ] = False,
@@ -224,11 +228,13 @@ def run(
     Its kind is one that is registered, or a file experiments/KIND.py beside the folder of the config.
     """
     with library():
+        from jaxinfer.cli import options
         from jaxinfer.experiment.command import run_config
+    laid_on = options.executable(executable)
     over = ["profile=true"] if profile else []
     over += [] if mesh is None else [f"mesh={mesh or repr(mesh)}"]
     over += ["pad_heads=true"] if pad_heads else []
-    return run_config(config, [*(arguments or []), *over], resume, plugin or (), on=on)
+    return run_config(config, [*(arguments or []), *over], resume, plugin or (), on=on, spread_over=laid_on)
 
 
 train = typer.Typer(no_args_is_help=True, help="Train small parts on a frozen model.")

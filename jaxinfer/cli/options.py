@@ -4,12 +4,14 @@ import contextlib
 import sys
 from typing import Any
 
+from jaxinfer.analysis.ahead_of_time import saving
 from jaxinfer.analysis.profile import profile_to
 from jaxinfer.errors import InputError, shown, shown_text
 from jaxinfer.experiment import attachments, merge, registry
 from jaxinfer.experiment.merge import Origin
 from jaxinfer.experiment.progress import stderr
 from jaxinfer.experiment.schema import ConstraintSpec
+from jaxinfer.experiment.spread import Spread
 from jaxinfer.host.files import MOST_BYTES, parse_json, read_bytes
 
 
@@ -38,16 +40,31 @@ def policy_of(text: str | None, capacity: int | None = None):
     """Make the cache policy of `--policy name:key=value,...`; None where nothing is given. Raises InputError."""
     if text is None and capacity is None:
         return None
-    name, _, parameters = (text or "window").partition(":")  # window: exact for every model
-    spec: dict[str, Any] = {"name": name, **_given({"capacity": capacity})}
+    spec = _spec(text or "window", "--policy", "paged:block=16,pool=64")  # window: exact for every model
+    if capacity is not None:
+        if "capacity" in spec:
+            raise InputError("--policy: 'capacity' is given twice")
+        spec["capacity"] = capacity
+    return registry.policy(spec, (), Origin("--policy"))
+
+
+def method_of(text: str | None):
+    """Make the decode method of `--method name:key=value,...`; None where none is given. Raises InputError."""
+    return None if text is None else registry.method(_spec(text, "--method", "lookup:width=8"), (), Origin("--method"))
+
+
+def _spec(text: str, option: str, example: str) -> dict[str, Any]:
+    """Read `name:key=value,...`. Raises InputError."""
+    name, _, parameters = text.partition(":")
+    spec: dict[str, Any] = {"name": name}
     for part in parameters.split(",") if parameters else ():
         key, equals, value = part.partition("=")
         if not equals:
-            raise InputError(f"--policy: {shown(part)} must be key=value, as in paged:block=16,pool=64")
+            raise InputError(f"{option}: {shown(part)} must be key=value, as in {example}")
         if key.strip() in spec:
-            raise InputError(f"--policy: {shown(key.strip())} is given twice")
-        spec[key.strip()] = merge.parse(value, f"--policy: {shown_text(key, 60)}")
-    return registry.policy(spec, (), Origin("--policy"))
+            raise InputError(f"{option}: {shown(key.strip())} is given twice")
+        spec[key.strip()] = merge.parse(value, f"{option}: {shown_text(key, 60)}")
+    return spec
 
 
 def constraint(model, regex: str | None, json_schema: str | None) -> dict[str, Any]:
@@ -123,3 +140,11 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 def profiled(folder: str | None) -> contextlib.AbstractContextManager[None]:
     """Trace what runs inside into a folder, if one is given. Raises InputError for one that cannot be made."""
     return contextlib.nullcontext() if folder is None else profile_to(folder)
+
+
+def executable(file: str | None) -> Spread | None:
+    """Let the programs of `--executable` take the place of compiling: how the model must be spread for that, or None.
+
+    Raises InputError for a damaged file, and one for another version or device.
+    """
+    return None if file is None else Spread(*saving.use(file))

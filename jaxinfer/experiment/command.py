@@ -27,12 +27,14 @@ def run_config(
     default: str = kinds.DEFAULT,
     command: Sequence[str] = ("jaxinfer", "run"),
     on: str | None = None,
+    spread_over: spread.Spread | None = None,
 ) -> int:
     """Measure a config; everything is checked before the model is loaded. Returns the exit code.
 
     Arguments are overrides; with `resume`, one of them may be the run folder to go on with. default: the kind of a
     config that names none; command: how this was called, for the line that says how to go on; on: what measures it, see
-    `executors.named`. Raises InputError, Interrupted, OSError.
+    `executors.named`; spread_over: the mesh that the model is put on once it is loaded. Raises InputError, Interrupted,
+    OSError.
     """
     executor = executors.named(on)
     here = executor is executors.HERE
@@ -56,6 +58,8 @@ def run_config(
         folder = path_of(folders[0], "--resume") if folders else results.newest_run(config)
         results.check_same(folder, config, kind.texts(config, prompts), asked.heading, kind.finished)
     model = loading.load(kind, config) if here else None
+    if spread_over is not None and model is not None and model.layout is None:
+        model = spread_over.over(model)
 
     def to_go_on(folder: Path) -> str:
         options = [option for file in plugin_files for option in ("--plugin", file)] + (["--on", on] if on else [])

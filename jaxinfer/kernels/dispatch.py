@@ -149,8 +149,29 @@ class Choice:
     of: str | None = None
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """What a table chose for a call, and why it passed over what is faster; None: it did not."""
+
+    of: str
+    name: str
+    reason: str | None
+
+
 _CHOICE: contextvars.ContextVar[Choice | None] = contextvars.ContextVar("jaxinfer_kernels", default=None)
+_RECORD: contextvars.ContextVar[list[Chosen] | None] = contextvars.ContextVar("jaxinfer_chosen", default=None)
 _WARNED: set[str] = set()
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Chosen]]:
+    """Note what is chosen for every call that is traced inside."""
+    found: list[Chosen] = []
+    token = _RECORD.set(found)
+    try:
+        yield found
+    finally:
+        _RECORD.reset(token)
 
 
 @contextlib.contextmanager
@@ -213,12 +234,20 @@ def choose(call: Any, table: Sequence[Any] = TABLE, of: str = ATTENTION) -> Any:
 
 
 def _first(call: Any, table: Sequence[Any], of: str) -> Any:
+    record, why = _RECORD.get(), None
     for row in table:
-        if row.misfit(call) or not row.by_default:
+        if misfits := row.misfit(call):
+            why = misfits if call.platform in (row.platforms or ()) else why
+            continue
+        if not row.by_default:
+            why = why or f"{row.name} runs only where it is asked for: no device has proved it yet"
             continue
         reason = row.refuses(call)
         if reason is None:
+            if record is not None:
+                record.append(Chosen(of, row.name, why))
             return row
+        why = reason
         message = f"{of} falls back to plain XLA on {call.platform}: {reason}"
         if message not in _WARNED:
             _WARNED.add(message)

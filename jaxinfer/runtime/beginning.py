@@ -15,9 +15,9 @@ from jaxinfer.cache.store import Cache
 from jaxinfer.config import ModelConfig
 from jaxinfer.decoding.contract import Companion, Context, DecodeMethod, DecodeState
 from jaxinfer.decoding.sampling.settings import bucket
+from jaxinfer.runtime import compiled
 from jaxinfer.runtime.placed import PlacedModel
 from jaxinfer.runtime.prefill import hidden, nothing
-from jaxinfer.sharding import across
 
 SMALLEST_BUFFER = 128  # tokens: prompts and limits that fit in the same power of two share a program
 STOP_SLOTS = 8
@@ -40,7 +40,7 @@ class Prompts:
         room = cfg.max_positions + 1
         ends = np.array([min(len(p) + limit, room) for p, limit in zip(prompts, limits, strict=True)], np.int32)
         check_capacity(policy, int(ends.max()) - 1, "the longest prompt and its new tokens need")
-        tokens = np.zeros((len(prompts), bucket(int(ends.max()), SMALLEST_BUFFER)), np.int32)
+        tokens = np.zeros((len(prompts), bucket(int(ends.max()), max(SMALLEST_BUFFER, compiled.buffer()))), np.int32)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = prompt
         return cls(tokens, lengths, ends)
@@ -120,16 +120,19 @@ def with_own(
     method: DecodeMethod, placed: PlacedModel, prompts: Prompts, reading: Reading, state: DecodeState
 ) -> DecodeState:
     """Add to a state what a method keeps in it: what it makes of the prompts."""
-    seen = {}
-    if method.reads_prompt:
-        shape, copies = (*prompts.tokens.shape, placed.model.cfg.d_model), len(state.n) // len(prompts.lengths)
-        joined = _joined(reading.hidden, shape, placed.model.dtype)
-        seen = {"hidden": jnp.repeat(joined, copies, axis=0) if copies > 1 else joined}
-    ctx = Context(placed.params, {**reading.extras, **seen}, placed.model)
-    held = method.hold(ctx, state)
-    aux = jax.tree.map(jnp.copy, method.init(ctx, state))  # it may be made of parts of the state, which are donated
-    if placed.layout is not None:
-        aux, held = across.spread((aux, held), placed.layout.mesh)
+    shape, copies = (*prompts.tokens.shape, placed.model.cfg.d_model), len(state.n) // len(prompts.lengths)
+
+    def own(state: DecodeState, params: Any, extras: dict[str, Any], parts: list[jax.Array]) -> tuple[Any, Any]:
+        seen = {}
+        if method.reads_prompt:
+            joined = _joined(parts, shape, placed.model.dtype)
+            seen = {"hidden": jnp.repeat(joined, copies, axis=0) if copies > 1 else joined}
+        ctx = Context(params, {**extras, **seen}, placed.model)
+        held = method.hold(ctx, state)
+        # It may be made of parts of the state, which are donated.
+        return jax.tree.map(jnp.copy, method.init(ctx, state)), held
+
+    aux, held = placed.made(own, state, placed.params, reading.extras, reading.hidden)
     return dataclasses.replace(state, aux=aux, held=held)
 
 

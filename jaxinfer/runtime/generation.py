@@ -27,7 +27,7 @@ STEPS_PER_CALL = 64  # so that Ctrl-C and progress are never far away
 
 
 def _nbytes(tree: Any) -> int:
-    return sum(x.nbytes for x in jax.tree.leaves(without_bits(tree)))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(without_bits(tree)))
 
 
 @dataclass(eq=False)
@@ -133,9 +133,13 @@ class Generation:
         """Count the rows of the state for each sample of a prompt."""
         return self.method.rows_per_prompt
 
+    def arguments(self, steps: int) -> tuple[Any, ...]:
+        """Give what `decode` is called with to take up to this many steps; the state is donated."""
+        return self.placed.params, self.extras, self.state, np.int32(steps)
+
     def advance(self, steps: int) -> None:
         """Take up to this many steps."""
-        args = (self.placed.params, self.extras, self.state, np.int32(steps))
+        args = self.arguments(steps)
         start = time.perf_counter()
         static = (self.placed.model, self.method)
         call, new = program(decode, static, args, carry=2, layout=self.placed.layout)

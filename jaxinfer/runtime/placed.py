@@ -91,7 +91,24 @@ class PlacedModel:
     def _placed(self, cache: Cache) -> Cache:
         if self.layout is None:
             return cache
-        return jax.tree.map(across.put, cache, _layouts(cache, self.layout))
+        return jax.tree.map(self._put, cache, _layouts(cache, self.layout))
+
+    def made(self, make: Callable[..., Any], state: Any, *args: Any) -> Any:
+        """Give make(state, *args), what a method keeps in a state; on a mesh it is laid out by rows, as that is."""
+        found, layout, rows = make(state, *args), self.layout, len(state.n)
+        if layout is None:
+            return found
+
+        def lay(x: Any) -> Any:
+            if isinstance(x, Cache):
+                return self._placed(x)
+            by_row = x.shape[:1] == (rows,)
+            return self._put(x, layout.of(("batch" if by_row else None, *(None,) * x.ndim)[: x.ndim], x.shape))
+
+        return jax.tree.map(lay, found, is_leaf=lambda x: isinstance(x, Cache))
+
+    def _put(self, x: Any, sharding: Any) -> Any:
+        return across.put(x, sharding)
 
     def prefill(
         self, cache: Cache, tokens: np.ndarray, n: np.ndarray, give: Give = nothing

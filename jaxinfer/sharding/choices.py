@@ -60,9 +60,14 @@ LAYOUT_OF_VIEWS = Choice(
     ("cpu",),
     "XLA copies an array in which an axis of one is put between others",
 )
+INDEX_BY_INDEX = Choice(
+    "name every axis before the slots when writing to them",
+    ("tpu",),
+    "XLA turns the whole store round, and back, so that the axes that are named come first",
+)
 FLOAT32 = Choice("compute in float32 unless told otherwise", ("cpu",), "there are no products of 16 bits")
 
 CHOICES = (
     *(BFLOAT16_AS_BITS, FLOAT8_AS_BITS, ARGMAX_IN_BLOCKS, LAYER_VIEWS, WEIGHT_ON_THE_LEFT, CONVERT_IN_REGISTERS),
-    *(CONVERT_IN_BLOCKS, FEW_TOKENS_A_CALL, GATHER_AHEAD, LAYOUT_OF_VIEWS, FLOAT32),
+    *(CONVERT_IN_BLOCKS, FEW_TOKENS_A_CALL, GATHER_AHEAD, LAYOUT_OF_VIEWS, INDEX_BY_INDEX, FLOAT32),
 )

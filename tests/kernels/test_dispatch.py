@@ -52,6 +52,28 @@ def test_the_table_chooses_without_a_word(given, module):
 
 
 @pytest.mark.parametrize(
+    ("given", "name", "reason"),
+    [
+        (call(), "pallas", None),
+        (call("cpu"), "xla", None),
+        (call("gpu", "9.0"), "xla", "pallas runs only where it is asked for"),
+        (call("gpu", "10.0"), "xla", "it is for compute capability 9.0, not 10.0"),
+        (call(width=80), "xla", "it takes heads of width 64, 96, 128, 256, not of 80"),
+    ],
+)
+def test_what_is_chosen_is_noted_with_what_was_passed_over(given, name, reason):
+    with warnings.catch_warnings(), dispatch.recorded() as found:
+        warnings.simplefilter("ignore")
+        dispatch.choose(given)
+        dispatch.choose(given)
+    assert len(found) == 2
+    assert (found[0].of, found[0].name) == ("attention", name)
+    assert found[1].reason is None if reason is None else reason in found[1].reason
+    dispatch.choose(call("cpu"))
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
     ("given", "reason"),
     [
         (call(width=80), "heads of width 64, 96, 128, 256, not of 80"),

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import jaxinfer
+from jaxinfer.cache.codes import Codes
 from jaxinfer.cache.quantized import encode
-from jaxinfer.cache.store import as_stored
+from jaxinfer.cache.store import Store, as_stored, write
 from jaxinfer.network.transformer import likeliest_token, likeliest_tokens
 from jaxinfer.sharding import choices, layouts
 
@@ -76,3 +77,23 @@ def test_no_other_room_asks_for_the_platform():
     found = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py") if asking.search(path.read_text())}
     # kernels: which one runs; analysis and experiment: what is measured, and what it ran on
     assert found <= {"sharding", "kernels", "analysis", "experiment"}
+
+
+@pytest.mark.parametrize("pages", [None, [[2, 0], [3, 3]]])
+@pytest.mark.parametrize("take", [None, [[1, 0, 2], [0, 2, 1]]])
+def test_a_store_is_written_alike_on_every_platform(on, take, pages):
+    rng = np.random.default_rng(0)
+    blocks = (2, 8) if pages is None else (4, 4)  # rows of 8 slots, or a pool of 4 blocks of 4
+    keys = jnp.asarray(rng.normal(size=(3, blocks[0], 2, blocks[1], 5)), jnp.float32)
+    codes = Codes(jnp.zeros(keys.shape, jnp.int8), keys[..., 0])
+    store = Store(keys, codes, jnp.full((2, 8), -1, jnp.int32), None if pages is None else jnp.array(pages))
+    new = jnp.asarray(rng.normal(size=(3, 2, 2, 3, 5)), jnp.float32)
+    fresh = new, Codes(jnp.asarray(rng.integers(-9, 9, new.shape), jnp.int8), new[..., 0])
+    slot = jnp.array([[6, 7, 8], [0, 3, 8]])  # 8 is outside: such a token is dropped
+    found = {}
+    for platform in ("cpu", "tpu"):
+        on(platform)
+        found[platform] = write(store, fresh, None if take is None else jnp.array(take), slot + 40, slot)
+    jax.tree.map(np.testing.assert_array_equal, found["cpu"], found["tpu"])
+    at = (0, 0, 1, 6) if pages is None else (0, 0, 1, 2)  # slot 6 of row 0 is slot 2 of its second block, which is 0
+    assert (found["tpu"].k[at] == new[0, 0, 1, 0 if take is None else 1]).all()

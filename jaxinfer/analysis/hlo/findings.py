@@ -11,7 +11,7 @@ import jax
 from jaxinfer.analysis.hlo.count import Count, Item
 from jaxinfer.analysis.hlo.operations import target_of
 from jaxinfer.analysis.hlo.parse import Computation, Instruction, Module
-from jaxinfer.analysis.hlo.scopes import operator
+from jaxinfer.analysis.hlo.scopes import OTHER, layer_of, operator
 
 LARGE_COPY = 1_000_000  # bytes
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
@@ -59,6 +59,7 @@ class Collective:
     wire: float
     times: float
     operator: str
+    layer: str = ""  # the place of the layer that it is in, `segment_0/layer_0`; "" outside of the layers
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,8 @@ def _work_of_fusions(count: Count) -> dict[str, float]:
 def collectives(count: Count) -> tuple[Collective, ...]:
     """List collectives in the order of the text. One that is split into start and done is listed once."""
     found = []
+    # A compiler may drop the path of one that it made of others: the rest of the loop's body says what layer it is in.
+    bodies = {(x.where.name, x.times): layer for x in count.top() if x.times > 1 and (layer := layer_of(x.path))}
     for item in count.top():
         opcode = item.instruction.opcode.removesuffix("-start")
         if opcode not in COLLECTIVES:
@@ -152,8 +155,9 @@ def collectives(count: Count) -> tuple[Collective, ...]:
         devices = _group(count.module, item.instruction)
         size = sent * devices if opcode == "all-gather" else sent
         wire = _wire(opcode, size, devices)
-        name = item.instruction.name
-        found.append(Collective(name, opcode, size, devices, wire, item.times, operator(item.path)))
+        name, path = item.instruction.name, item.path
+        layer = layer_of(path) or (bodies.get((item.where.name, item.times), "") if operator(path) == OTHER else "")
+        found.append(Collective(name, opcode, size, devices, wire, item.times, operator(path), layer))
     return tuple(found)
 
 
@@ -197,7 +201,9 @@ def _only_moves(module: Module, instruction: Instruction) -> bool:
     if instruction.opcode in ("copy", "copy-start", "transpose"):
         return True
     inner = module.called(instruction) if instruction.opcode == "fusion" else ()
-    names = {name for name, _ in opcodes_of(inner[0])} if inner else set()
+    # Numbers alone say where from: the index of a layer, held within its bounds.
+    arrays = [x for x in inner[0].instructions.values() if x.shape.size > 1] if inner else []
+    names = {x.opcode for x in arrays if x.opcode not in _SILENT}
     return bool(names & {"copy", "transpose", "slice", "dynamic-slice"}) and names <= _MOVES
 
 

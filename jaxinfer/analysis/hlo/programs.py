@@ -101,9 +101,9 @@ def programs(model: Model, prompt: int | str | Sequence[int] = 128, *, batch: in
     generation = Generation.of(recording, rows, call)
     network, method = placed.model, call.method
     assert isinstance(generation.placed, _Recording)
-    dynamic = (placed.params, generation.extras, generation.state)
+    *dynamic, _ = generation.arguments(STEPS_PER_CALL)
     trips = attention_trips(network.cfg, generation.state.cache, method.width)
-    one = _compiled("decode step", decode_step, (network, method), dynamic, 2, placed.layout, trips)
+    one = _compiled("decode step", decode_step, (network, method), tuple(dynamic), 2, placed.layout, trips)
     looping: Trips = {**trips, "jit(decode)/while": STEPS_PER_CALL}
     many = (*dynamic, np.int32(STEPS_PER_CALL))
     loop = _compiled("decode loop", decode, (network, method), many, 2, placed.layout, looping)
@@ -115,22 +115,29 @@ def decode_step(model: Transformer, method: DecodeMethod, params: Any, extras: A
     return step(method, Context(params, extras, model), state)
 
 
-def attention_trips(cfg: ModelConfig, cache: Cache, tokens: int) -> dict[str, tuple[float, ...]]:
+def attention_trips(
+    cfg: ModelConfig, cache: Cache, tokens: int, used: int | None = None
+) -> dict[str, tuple[float, ...]]:
     """Tell how often the loops over blocks of the cache run in plain XLA's attention, by the path of their layer.
 
-    tokens: of each row in this step. It reads whole blocks of slots, as `kernels.xla.fold_cached` does: a large one as
-    often as it is full, and small ones for the rest; many queries take large ones alone.
+    tokens: of each row in this step. used: slots in use, at most; None: as many as the cache says, which then holds
+    arrays. It reads whole blocks of slots, as `kernels.xla.fold_cached` does: a large one as often as it is full, and
+    small ones for the rest; many queries take large ones alone.
     """
     found = {}
     for i, segment in enumerate(cfg.segments):
         for j, kind in enumerate(segment.pattern):
             store = cache.stores.get(kind.name)
             if isinstance(store, Store):
-                parts = [shard.data for shard in store.pos.addressable_shards]  # devices may share the slots of a row
-                slots = parts[0].shape[1]
+                whole = store.pos.shape
+                slots = store.pos.sharding.shard_shape(whole)[1]  # devices may share the slots of a row
                 page = 1 if store.pages is None else slots // store.pages.shape[1]
-                used = max(int(extent(dataclasses.replace(store, pos=part))) for part in parts)
-                often = _blocks(slots, used, tokens, page)
+                if used is None:
+                    parts = [shard.data for shard in store.pos.addressable_shards]
+                    filled = max(int(extent(dataclasses.replace(store, pos=part))) for part in parts)
+                else:
+                    filled = min(-(-used * slots // whole[1]), slots)
+                often = _blocks(slots, filled, tokens, page)
                 found[f"segment_{i}/layer_{j}/attention/attention/while"] = often
     return found
 
