@@ -78,8 +78,8 @@ class Hardware:
         """Return all constants by the names that `sources` has."""
         plain: dict[str, Any] = {name: getattr(self, name) for name in PLAIN}
         rates = {f"flops.{name}": rate for name, rate in self.flops.items()}
-        between = {f"interconnect.{name}": getattr(self.interconnect, name) for name in FIELDS}
-        return plain | rates | (between if self.interconnect else {})
+        names = FIELDS if self.interconnect else ()
+        return plain | rates | {f"interconnect.{name}": getattr(self.interconnect, name) for name in names}
 
     @property
     def between(self) -> Interconnect:

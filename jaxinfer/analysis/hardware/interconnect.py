@@ -77,8 +77,8 @@ def _extents(
 
     Slices of three dimensions are rings where they are made of whole cubes (Jouppi et al. 2023, section 2).
     """
-    before, whole = 1, [length % between.wraps == 0 for length in slice_]
-    cubes = between.dimensions < 3 or all(whole)
+    before = 1
+    cubes = between.dimensions < 3 or all(length % between.wraps == 0 for length in slice_[: between.dimensions])
     for length in reversed(slice_):
         low, high = max(stride, before), min(stride * size, before * length)
         if high > low:

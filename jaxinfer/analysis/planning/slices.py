@@ -1,5 +1,6 @@
 """The families of targets, the slices of each that there are, and what a chip of it costs an hour."""
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -28,18 +29,31 @@ class Family:
     name: str
     device: str
     slices: tuple[Slice, ...]
+    cores: int = 1  # devices that a chip counts as
 
     @property
     def hardware(self) -> Hardware:
-        return hardware.get(self.device)
+        """Return the constants of one device; those of a chip share its memory, its peak and its links."""
+        found, each = hardware.get(self.device), self.cores
+        if each == 1:
+            return found
+        rates = {name: rate / each for name, rate in found.flops.items()}
+        return dataclasses.replace(
+            found, bandwidth=found.bandwidth / each, memory=found.memory / each, flops=rates,
+            on_chip=found.on_chip / each, link=None if found.link is None else found.link / each,
+        )  # fmt: skip
+
+    def layout(self, slice_: Slice) -> Slice:
+        """Give the dimensions in which the devices of a slice lie: those of its chips, and their own."""
+        return (*slice_, self.cores) if self.cores > 1 else slice_
 
     def target(self, slice_: Slice) -> str:
         """Write a slice as a target, such as `v5e:4x8`."""
         return f"{self.name}:{'x'.join(map(str, slice_))}"
 
 
-def _family(name: str, device: str, slices: tuple[str, ...]) -> Family:
-    return Family(name, device, tuple(dims(text) for text in slices))
+def _family(name: str, device: str, slices: tuple[str, ...], cores: int = 1) -> Family:
+    return Family(name, device, tuple(dims(text) for text in slices), cores)
 
 
 def dims(text: str) -> Slice:
@@ -54,7 +68,7 @@ FAMILIES = {
         _family("v5e", "tpu-v5e", _FLAT),
         _family("v5p", "tpu-v5p", _CUBES),
         _family("v6e", "tpu-v6e", _FLAT),
-        _family("v7", "tpu-v7", _CUBES),
+        _family("v7", "tpu-v7", _CUBES, cores=2),
         _family("a100", "a100-80gb", _BOARD),
         _family("h100", "h100-sxm", _BOARD),
         _family("h200", "h200", _BOARD),
@@ -72,7 +86,9 @@ def family(target: str) -> Family:
     if not isinstance(target, str) or not target.strip():
         raise InputError(f"target={shown(target)} must be one of {', '.join(FAMILIES)}")
     name, colon, size = target.strip().lower().partition(":")
-    name = {"tpu7x": "v7"}.get(name, name).removeprefix("tpu-")
+    name = {"tpu7x": "v7", "ironwood": "v7", "trillium": "v6e"}.get(name, name).removeprefix("tpu-")
+    if name in FAMILIES and "x" not in size and size.isdecimal():
+        size = f"1x1x{size}"
     if name not in FAMILIES:
         raise InputError(f"target {shown_text(target)}: is none of {', '.join(FAMILIES)}{nearest(name, FAMILIES)}")
     found = FAMILIES[name]
@@ -81,7 +97,7 @@ def family(target: str) -> Family:
     known = {"x".join(map(str, one)): one for one in found.slices}
     if size not in known:
         raise InputError(f"target {shown_text(target)}: the slices of {name} are {', '.join(known)}")
-    return Family(found.name, found.device, (known[size],))
+    return dataclasses.replace(found, slices=(known[size],))
 
 
 def chips(slice_: Slice) -> int:

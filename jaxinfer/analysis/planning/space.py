@@ -11,7 +11,6 @@ from jaxinfer.analysis.planning.slices import Family, Slice, chips
 from jaxinfer.analysis.roofline.meshes import axes_of, stacked
 from jaxinfer.analysis.roofline.setting import AXES
 from jaxinfer.config import ModelConfig
-from jaxinfer.runtime.placed import LARGEST_CHUNK
 
 LARGEST_BATCH = 4096
 ROUNDS = (1, 2)  # microbatches a stage of a pipeline that are tried, beside one in all
@@ -43,9 +42,10 @@ class Space:
 def space(config: ModelConfig, machines: Family, goal: Goal) -> Space:
     """Give all points that the model and the goal allow; there may be none."""
     points, links = [], []
+    device = machines.hardware
     for number, slice_ in enumerate(machines.slices):
-        for sizes in meshes(config, goal, chips(slice_)):
-            by = axes_of(machines.hardware, slice_, sizes)
+        for sizes in meshes(config, goal, chips(slice_) * machines.cores):
+            by = axes_of(device, machines.layout(slice_), sizes)
             for batch, parts in loads(goal, sizes):
                 points.append((number, chips(slice_), batch, parts, *(sizes[axis] for axis in AXES)))
                 links.append(by)
@@ -93,8 +93,7 @@ def allows(config: ModelConfig, goal: Goal, axis: str, size: int) -> bool:
     if axis == "expert":
         return bool(experts) and all(count % size == 0 for count in experts)
     if axis == "context":
-        split = (goal.slots, goal.prompt, min(goal.prompt, LARGEST_CHUNK))
-        return all(tokens % size == 0 for tokens in split) and not any(kind.mixer for kind in kinds)
+        return goal.slots % size == goal.prompt % size == 0 and not any(kind.mixer for kind in kinds)
     return True
 
 

@@ -1,8 +1,9 @@
 """The collectives of a call: what a device sends to the others along each axis of the mesh."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from jaxinfer.analysis.roofline.arithmetic import Number
+from jaxinfer.analysis.roofline.arithmetic import Number, where_at_most
 from jaxinfer.analysis.roofline.attention import Shape
 from jaxinfer.analysis.roofline.call import Call
 from jaxinfer.analysis.roofline.memory import sum_of, weights_held
@@ -30,23 +31,41 @@ def gather(call: Call, layers: Number, layer: Sequence[Operator]) -> Operator:
     return Operator("fsdp_gather", "collective", layers, wire=held * ((n - 1) / n), over=("fsdp", "gather"))
 
 
-def over_context(call: Call, layers: Number, shape: Shape) -> Operator:
-    """Give what attention sends along the context axis of n devices.
+def over_context(call: Call, layers: Number, shape: Shape) -> Iterator[Operator]:
+    """Give what attention sends along the context axis of n devices (`kernels/context.py`).
 
-    In a prompt a device passes the keys and values of all other parts on to its neighbour: n - 1 times an n-th of the S
-    that the last token sees (ring attention, Liu et al. 2023). In a decode step each device reads its own slots, and
-    the partial softmaxes are merged by an all-reduce: of each query and head a value vector, a sum and a maximum in
-    float32, of which a device sends 2 (n - 1) / n.
+    In a decode step each device reads its own slots, and the partial softmaxes are merged: of each query and head the
+    largest log-sum-exp by one all-reduce, a value vector and a weight by another, in float32. That is H + 2 numbers, of
+    which a device sends 2 (n - 1) / n.
+
+    In a prompt a device has an n-th of the tokens of a chunk of T. Their keys and values go around the ring, n - 1
+    times to the neighbour (Liu et al. 2023), and then to the devices that hold their slots, by an all-to-all. To meet
+    the slots of earlier chunks, where there are any, all queries are gathered, and the partial softmaxes of T queries
+    are scattered back as sums: (n - 1) / n of H numbers there and of H + 1 back, and 2 (n - 1) / n of the maxima.
     """
     n = call.setting.context
+    share, of_all = (n - 1) / n, shape.rows * shape.heads * shape.tokens * (1 if call.decoding else n)
     if call.decoding:
-        numbers = shape.rows * shape.tokens * shape.heads * (shape.value_width + 2)
-        wire = numbers * STATISTIC_BYTES * (2 * (n - 1) / n)
-        return Operator("context_merge", "collective", layers, wire=wire, over=("context", "reduce"))
+        yield _send_over(call, "context_max", layers, of_all * STATISTIC_BYTES * 2 * share, "reduce")
+        sums = of_all * (shape.value_width + 1) * STATISTIC_BYTES
+        yield _send_over(call, "context_merge", layers, sums * 2 * share, "reduce")
+        return
     width = shape.key_width + (shape.value_width if shape.stored_values else 0)
-    keys = shape.rows * call.context * shape.kv_heads
-    wire = keys * width * call.activation * ((n - 1) / n)
-    return Operator("context_ring", "collective", layers, wire=wire, over=("context", "ring"))
+    own = shape.rows * shape.tokens * shape.kv_heads * width * call.activation
+    yield _send_over(call, "context_ring", layers, own * (n - 1), "ring")
+    yield _send_over(call, "context_commit", layers, own * share, "exchange")
+    earlier = call.context - shape.tokens * n
+    moved = {
+        "context_queries": (of_all * shape.key_width * call.activation * share, "gather"),
+        "context_scatter": (of_all * (shape.value_width + 1) * STATISTIC_BYTES * share, "gather"),
+        "context_max": (of_all * STATISTIC_BYTES * 2 * share, "reduce"),
+    }
+    for name, (wire, pattern) in moved.items():
+        yield _send_over(call, name, layers * where_at_most(earlier, 0, 0, 1), wire, pattern)
+
+
+def _send_over(call: Call, name: str, layers: Number, wire: Number, pattern: Any) -> Operator:
+    return Operator(name, "collective", layers, wire=wire, bits=call.bits, over=("context", pattern))
 
 
 def send(call: Call) -> Operator:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxinfer.analysis.hardware import Hardware
 from jaxinfer.analysis.hardware.interconnect import Links, links
-from jaxinfer.analysis.roofline.arithmetic import Number, largest, over
+from jaxinfer.analysis.roofline.arithmetic import Number, ceil, largest, over
 from jaxinfer.analysis.roofline.call import Call
 from jaxinfer.analysis.roofline.memory import Memory, memory
 from jaxinfer.analysis.roofline.network import operators
@@ -75,8 +75,8 @@ def stacked(meshes: Iterable[By]) -> dict[str, Links]:
 def collective_seconds(one: Operator, by: By) -> Number:
     """Give the seconds of a collective: its bytes over the rate of its axis, and the latency of its pattern.
 
-    An all-reduce goes through the axis twice, an all-gather once, and an exchange there and back is two all-to-alls; a
-    ring is n - 1 sends to the neighbour.
+    An all-reduce goes through the axis twice, an all-gather and an all-to-all once, and an exchange with experts there
+    and back; a ring is n - 1 sends to the neighbour.
     """
     assert one.over is not None
     axis, pattern = one.over
@@ -87,7 +87,7 @@ def collective_seconds(one: Operator, by: By) -> Number:
     if pattern == "gather":
         return one.wire / at.reduce + through
     if pattern == "exchange":
-        return one.wire / at.exchange + 2 * through
+        return one.wire / at.exchange + (2 if axis == "expert" else 1) * through
     times = 1 if pattern == "pass" else at.size - 1
     return one.wire / at.neighbour + times * (at.distance * at.hop + at.start)
 
@@ -120,10 +120,12 @@ def decode_step(config: ModelConfig, hardware: Hardware, setting: Setting, by: B
 def prefill(config: ModelConfig, hardware: Hardware, setting: Setting, by: By) -> tuple[Number, Step]:
     """Give the seconds of reading the prompts, and one of the calls that read them: chunks of up to 512 tokens a row.
 
+    Devices of a context axis share a chunk, of up to 512 tokens each.
+
     Their context grows by a chunk at a time, and that of the one in the middle stands for all: without windows, whose
     pairs of query and key are no line in the context, the sum is the same. Nothing is scored.
     """
-    calls = -(-setting.prompt // LARGEST_CHUNK)
+    calls = ceil(setting.prompt / (LARGEST_CHUNK * setting.context))
     chunk = setting.prompt / calls
     tokens, context = over(chunk, setting.context), (setting.prompt + chunk) / 2
     one = step(Call(config, setting, tokens, context, 0, hardware.on_chip, False), hardware, by)

@@ -90,7 +90,7 @@ def _products(
 
 def _all_to_all(call: Call, layers: Number, k: int) -> Operator:
     """Give the exchange of tokens with experts elsewhere, there and back: (n - 1) / n of the assignments each way."""
-    n = call.setting.expert
+    n = call.setting.expert  # the time is that of two: see `meshes.collective_seconds`
     sent = call.setting.routed_rows * call.tokens * k * call.config.d_model * call.activation / n
     wire = 2 * sent * ((n - 1) / n)
     return Operator("experts_all_to_all", "collective", layers, wire=wire, bits=call.bits, over=("expert", "exchange"))

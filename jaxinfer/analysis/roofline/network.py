@@ -106,7 +106,7 @@ def _heads(call: Call, kind: LayerKind, layers: Number) -> Iterator[Operator]:
         call.activation, setting.stored_kv.bytes(h), bits=largest(setting.stored_kv.bits, setting.activations),
     )  # fmt: skip
     yield from attention.operators(shape, layers, setting.flash, call.on_chip)
-    yield collectives.over_context(call, layers, shape)
+    yield from collectives.over_context(call, layers, shape)
     yield call.linear("out_proj", layers, n * h, d, tensor, out="partial")
 
 
@@ -134,7 +134,7 @@ def _latent(call: Call, kind: LayerKind, layers: Number) -> Iterator[Operator]:
         call.activation, setting.stored_kv.bytes(stored), False, largest(setting.stored_kv.bits, setting.activations),
     )  # fmt: skip
     yield from attention.operators(shape, layers, setting.flash, call.on_chip)
-    yield collectives.over_context(call, layers, shape)
+    yield from collectives.over_context(call, layers, shape)
     yield _by_head(call, "v_absorb", layers, mla.kv_rank, mla.v_dim)
     yield call.linear("out_proj", layers, n * mla.v_dim, d, tensor, out="partial")
 

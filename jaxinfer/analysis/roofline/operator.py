@@ -6,7 +6,7 @@ from typing import Literal
 from jaxinfer.analysis.roofline.arithmetic import Number
 
 Pattern = Literal["reduce", "gather", "exchange", "pass", "ring"]
-"""Patterns of collectives: all-reduce, all-gather, all-to-all twice, a send to a neighbour, n - 1 of those."""
+"""All-reduce; all-gather or reduce-scatter; all-to-all; a send to a neighbour; n - 1 of those."""
 Kind = Literal["linear", "attention", "norm", "elementwise", "scan", "embedding", "head", "collective", "rest"]
 
 
