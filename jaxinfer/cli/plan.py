@@ -1,4 +1,4 @@
-"""`jaxinfer plan`: options of a service, as tables, JSON or a page; what is predicted and what is proved stand apart."""
+"""`jaxinfer plan`: options of a service as tables, JSON or a page, what is predicted apart from what is proved."""
 
 import json
 import sys
@@ -108,6 +108,13 @@ def fits(one: Option) -> str:
     return "fits" if one.proof.fits else "does not fit"
 
 
+def tip(one: Option) -> str:
+    """Write an option in a line."""
+    where = f"{one.target}, {one.mesh}, {one.weights}, kv {one.kv}, batch {one.batch}"
+    times = f"{one.tpot * 1e3:.3g} ms a token, {one.ttft * 1e3:.4g} ms until the first"
+    return f"{where}: ${one.cost:.3g} a million tokens, {times}" + (f"; {fits(one)}" if one.proof else "")
+
+
 def _gib(size: float | None) -> str:
     return "" if size is None else f"{size / GIB:.2f}"
 
@@ -117,11 +124,12 @@ def sentences(found: Plan) -> list[str]:
     goal = found.goal
     asked = [f"{name} {getattr(goal, name) * 1e3:g} ms" for name in LIMITS if getattr(goal, name)]
     asked += [f"{goal.rate:g} tokens/s"] if goal.rate else []
+    best = f"{len(found.options)} are beaten by none"
     lines = [
         f"{found.model} on {found.family}: {goal.prompt} + {goal.output} tokens a request, {goal.slots} cache slots"
         + (f"; {', '.join(asked)}" if asked else ""),
         f"{found.points:,} combinations in {found.seconds:.1f} s: {found.fitting:,} fit in {found.usable:.0%} of "
-        f"{found.memory / GIB:.1f} GiB a device, {found.meeting:,} meet the goal, {len(found.options)} are beaten by none",
+        f"{found.memory / GIB:.1f} GiB a device, {found.meeting:,} meet the goal, {best}",
         f"predicted: bounds by the roofline, at ${found.price:g} a chip and hour ({found.source}); "
         "proved: compiled for the target; nothing is measured",
     ]
@@ -159,9 +167,7 @@ def pareto(found: Plan) -> str:
             one.tpot * 1e3,
             one.cost,
             colors[one.weights, one.kv],
-            f"{one.target}, {one.mesh}, {one.weights}, kv {one.kv}, batch {one.batch}: "
-            f"${one.cost:.3g} a million tokens, {one.tpot * 1e3:.3g} ms a token, {one.ttft * 1e3:.4g} ms until the first"
-            + (f"; {fits(one)}" if one.proof else ""),
+            tip(one),
             label=fits(one) if one.proof and one.proof.fits is not None else "",
             hollow=not (one.proof and one.proof.fits),
         )

@@ -43,6 +43,10 @@ class Family:
             on_chip=found.on_chip / each, link=None if found.link is None else found.link / each,
         )  # fmt: skip
 
+    def chips(self, slice_: Slice) -> int:
+        """Count the chips of a slice."""
+        return math.prod(slice_)
+
     def layout(self, slice_: Slice) -> Slice:
         """Give the dimensions in which the devices of a slice lie: those of its chips, and their own."""
         return (*slice_, self.cores) if self.cores > 1 else slice_
@@ -98,11 +102,6 @@ def family(target: str) -> Family:
     if size not in known:
         raise InputError(f"target {shown_text(target)}: the slices of {name} are {', '.join(known)}")
     return dataclasses.replace(found, slices=(known[size],))
-
-
-def chips(slice_: Slice) -> int:
-    """Count the chips of a slice."""
-    return math.prod(slice_)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxinfer.analysis.hardware.interconnect import Links
 from jaxinfer.analysis.planning.goal import Goal
-from jaxinfer.analysis.planning.slices import Family, Slice, chips
+from jaxinfer.analysis.planning.slices import Family, Slice
 from jaxinfer.analysis.roofline.meshes import axes_of, stacked
 from jaxinfer.analysis.roofline.setting import AXES
 from jaxinfer.config import ModelConfig
@@ -44,10 +44,10 @@ def space(config: ModelConfig, machines: Family, goal: Goal) -> Space:
     points, links = [], []
     device = machines.hardware
     for number, slice_ in enumerate(machines.slices):
-        for sizes in meshes(config, goal, chips(slice_) * machines.cores):
+        for sizes in meshes(config, goal, machines.chips(slice_) * machines.cores):
             by = axes_of(device, machines.layout(slice_), sizes)
             for batch, parts in loads(goal, sizes):
-                points.append((number, chips(slice_), batch, parts, *(sizes[axis] for axis in AXES)))
+                points.append((number, machines.chips(slice_), batch, parts, *(sizes[axis] for axis in AXES)))
                 links.append(by)
     columns = np.array(points, float).reshape(len(points), 4 + len(AXES)).T
     sizes_of = dict(zip(AXES, columns[4:], strict=True))
