@@ -145,8 +145,8 @@ def summary(run: Run) -> str:
     config, goal = run.config, run.config.goal(run.config.batch)
     proved = "; the smallest slices are compiled for" if config.compiled else "; nothing is compiled"
     return (
-        f"{goal.batch} requests of {goal.prompt} + {goal.output} tokens in {goal.slots} cache slots, kv in {config.kv}: "
-        f"what the roofline and the links of each slice allow{proved}, and nothing is measured."
+        f"{goal.batch} requests of {goal.prompt} + {goal.output} tokens in {goal.slots} cache slots, kv in "
+        f"{config.kv}: what the roofline and the links of each slice allow{proved}, and nothing is measured."
     )
 
 

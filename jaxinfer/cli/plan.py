@@ -21,7 +21,7 @@ GIB = 2**30
 LIMITS = ("ttft", "tpot")  # which the command takes in ms
 
 
-def show(options: Mapping[str, Any], prover: Prover = compiled) -> None:
+def show(options: Mapping[str, Any], prover: Prover | None = None) -> None:
     """Print the plan that the options of the command ask for, and write its page. Raises InputError, OSError."""
     file = None if options["html"] is None else path_of(options["html"], "--html")
     if file is not None and (file.is_dir() or not file.parent.is_dir()):
@@ -36,7 +36,7 @@ def show(options: Mapping[str, Any], prover: Prover = compiled) -> None:
         kv=names(options["kv"]),
         price=options["price"],
         prove=options["prove"],
-        prover=prover,
+        prover=prover or compiled,
         say=lambda text: stderr.print(text, markup=False, soft_wrap=True),
     )
     if file is not None:

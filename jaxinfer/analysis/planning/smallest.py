@@ -34,7 +34,7 @@ def fastest(
 
 
 def smallest(config: ModelConfig, machines: Family, goal: Goal, weights: str, kv: str) -> Option | None:
-    """Find the smallest slice on which some mesh fits and meets the goal, and the fastest such mesh; None: none does."""
+    """Find the smallest slice on which some mesh fits and meets the goal, and its fastest mesh; None: none does."""
     for slice_ in machines.slices:
         found = fastest(config, machines, slice_, goal, weights, kv)
         if found is not None:
