@@ -5,6 +5,7 @@ from typing import Any
 from jaxinfer.experiment import attachments, runner
 from jaxinfer.experiment.kind import Kind
 from jaxinfer.experiment.progress import load_model, spread_over, waiting
+from jaxinfer.experiment.spread import Spread
 
 
 def load(kind: Kind, config: Any) -> Any:
@@ -12,6 +13,8 @@ def load(kind: Kind, config: Any) -> Any:
     spec, extras = kind.model(config), getattr(config, "extras", {})
     if spec is None:
         return None
+    if not extras and spec.context is None:
+        return load_model(spec.source, spec.dtype, spec.weights, tokenizer=spec.tokenizer, spread=Spread.of_model(spec))
     model = load_model(spec.source, spec.dtype, spec.weights, tokenizer=spec.tokenizer)
     if extras:
         with waiting(f"loading {', '.join(extras)}"):

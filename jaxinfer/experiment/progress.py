@@ -29,7 +29,13 @@ def load_model(
 ):
     """Do `jaxinfer.load` with a line on the terminal meanwhile; a draft model is attached, and spread like it."""
     with waiting(f"loading {shown_text(source)}"):
-        model = jaxinfer.load(source, dtype, weights, tokenizer)
+        if spread is not None and draft is None:  # a draft may be layers of the model, which are taken of it whole
+            model, spread = (
+                jaxinfer.load(source, dtype, weights, tokenizer, mesh=spread.mesh(), rules=spread.rules),
+                None,
+            )
+        else:
+            model = jaxinfer.load(source, dtype, weights, tokenizer)
         model = attachments.attach(model, source, {"draft": ExtraSpec(draft)} if draft else {})
         model = model if spread is None else spread.over(model)
     spread_over(model)
