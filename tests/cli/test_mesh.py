@@ -128,10 +128,11 @@ class Letters:
     encode = staticmethod(lambda text: [ord(letter) % 96 for letter in text])
     decode = staticmethod(lambda ids, **_: " ".join(map(str, ids)))
 
-def load(source, dtype=None, weights=None, tokenizer=None):
+def load(source, dtype=None, weights=None, tokenizer=None, mesh=None, rules=None):
     cfg = ModelConfig("llama", 96, 48, 64, 9, 3, 16, (Segment((LayerKind(),), 2),), 256)
     import dataclasses
-    return dataclasses.replace(Model.random(cfg), tokenizer=Letters())
+    model = dataclasses.replace(Model.random(cfg), tokenizer=Letters())
+    return model if mesh is None else model.shard(mesh, rules)
 
 jaxinfer.load = load
 for file in sys.argv[1:]:
