@@ -321,7 +321,6 @@ def load(
     of the model's own. mesh, rules: spread it over a mesh, as `Model.shard` does: each process reads only what its
     devices hold. Raises InputError if there is nothing to load, or something is wrong with it.
     """
-
     if weights is not None:
         FORMATS.find(weights, "weights")
     if isinstance(source, os.PathLike):
