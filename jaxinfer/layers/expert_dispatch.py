@@ -96,6 +96,7 @@ def dropless(
     ffn: Expert,
     n_experts: int,
     sizes: tuple[int, ...] | None = None,
+    agree: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """Compute each token's own experts and no others: float32[N, D], whatever the load (MegaBlocks, Gale et al. 2022).
 
@@ -103,10 +104,12 @@ def dropless(
     tokens read few experts; an expert's last block computes no more rows than the next smaller size that holds it.
     Memory is a block and the output. The number of blocks is known at run time only, so there is no gradient in
     reverse: train with one of the other two. An expert of `n_experts` is none, and is not computed. sizes: as
-    `block_sizes` gives them; default, for experts that all are here.
+    `block_sizes` gives them; default, for experts that all are here. agree: makes of the number of blocks that of the
+    device with most, where devices must run as many, of one size; blocks past a device's own add nothing.
     """
     n, k = experts.shape
     sizes = sizes or block_sizes(n, k, n_experts)
+    sizes = sizes[-1:] if agree else sizes
     size = sizes[-1]
     order, counts = _sorted(experts.reshape(-1), n_experts)
     starts = jnp.cumsum(counts) - counts
@@ -119,6 +122,7 @@ def dropless(
 
     def block(i, out):
         e = jnp.searchsorted(last, i, side="right").astype(jnp.int32)
+        e = jnp.minimum(e, n_experts - 1) if agree else e
         before = (i - (last[e] - blocks[e])) * size
         within = before + jnp.arange(size)
         index = jnp.take(order, jnp.minimum(starts[e] + within, n * k - 1))
@@ -128,7 +132,8 @@ def dropless(
         y = jax.lax.switch(fits, [first(rows) for rows in sizes], x[rows], e)
         return out.at[rows].add(gate[:, None] * y)
 
-    return jax.lax.fori_loop(0, last[-1], block, jnp.zeros(x.shape, jnp.float32))
+    count = agree(last[-1]) if agree else last[-1]
+    return jax.lax.fori_loop(0, count, block, jnp.zeros(x.shape, jnp.float32))
 
 
 def block_sizes(n: int, k: int, n_experts: int) -> tuple[int, ...]:

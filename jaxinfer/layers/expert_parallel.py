@@ -22,12 +22,13 @@ them, and no token moves.
 
 Weights in plain arrays may be split over `tensor` as well: each device computes its part of the feed-forward width,
 and one all-reduce a layer adds up. Quantized ones are left to the partitioner there, which knows how their scales
-lie, and adds up after each block of rows.
+lie, and adds up after each block of rows; so that all take part, devices compute as many blocks as the one with most.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -127,15 +128,19 @@ class Spread:
 
         An expert that is none, E, is not computed.
         """
+        mine = tuple({AXIS, *self.row_axes, *self._inner(stacks)})
+        rest = any(size > 1 and name not in mine for name, size in self.layout.mesh.shape.items())
+        # The partitioner may put collectives into a block of rows: then all devices compute as many of them.
+        agree = partial(jax.lax.pmax, axis_name=mine) if rest else None
 
         def body(x, gates, experts, names, ffn):
             shape, k = x.shape, gates.shape[-1]
             x, gates, experts = x.reshape(-1, shape[-1]), gates.reshape(-1, k), experts.reshape(-1, k)
             if self.goes:
-                return _there_and_back(x, gates, experts, names, ffn, self).reshape(shape)
+                return _there_and_back(x, gates, experts, names, ffn, self, agree).reshape(shape)
             sizes = expert_dispatch.block_sizes(len(x), k, self.experts)
             own = _own(experts, names)
-            return expert_dispatch.dropless(x, gates, own, ffn, len(names), sizes).reshape(shape)
+            return expert_dispatch.dropless(x, gates, own, ffn, len(names), sizes, agree).reshape(shape)
 
         parts = (self._by_row(x), self._by_row(gates), self._by_row(experts))
         y = self._computed(body, parts, (self.rows,) * 3, self.rows, stacks, adds=not self.goes)
@@ -248,7 +253,7 @@ def buffer_bytes(n: int, k: int, width: int, devices: int, dtype: Any) -> tuple[
 
 
 def _there_and_back(
-    x: jax.Array, gates: jax.Array, experts: jax.Array, names: jax.Array, ffn: Expert, spread: Spread
+    x: jax.Array, gates: jax.Array, experts: jax.Array, names: jax.Array, ffn: Expert, spread: Spread, agree: Any
 ) -> jax.Array:
     """Compute, on all devices of the axis, the experts of each one's tokens: x[n, D] -> float32[n, D]."""
     (n, d), k, own = x.shape, experts.shape[1], len(names)
@@ -265,7 +270,7 @@ def _there_and_back(
     def once(tokens: jax.Array, out: jax.Array) -> jax.Array:  # i32[P, size]: those that go in this round
         got = jax.lax.all_to_all(letters[tokens], AXIS, 0, 0)
         y, by, chosen = _unpacked(got.reshape(devices * size, -1), d, k, x.dtype)
-        made = expert_dispatch.dropless(y, by, _own(chosen, names), ffn, own, sizes).astype(x.dtype)
+        made = expert_dispatch.dropless(y, by, _own(chosen, names), ffn, own, sizes, agree).astype(x.dtype)
         back = jax.lax.all_to_all(_bits(made).reshape(devices, size, d), AXIS, 0, 0)
         back = jax.lax.bitcast_convert_type(back, x.dtype).astype(jnp.float32)
         return out.at[tokens].add(back, mode="drop")

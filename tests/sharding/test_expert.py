@@ -84,7 +84,7 @@ cases += [(f"{changes} alone", model(**changes), batch(8, 1), True, 1e-5) for ch
 same(cases, mixed)
 cases = []
 for name in FORMATS:
-    one = quantize_weights(model(shared_d_ff=64), name)
+    one = quantize_weights(model(), name)
     codes = jax.tree.leaves(one.shard(MeshShape.of(mixed).on()).params["segment_0"]["layer_0"]["moe"]["up"])[0]
     assert codes.addressable_shards[0].data.shape[:3] == (2, 4, 32), codes.sharding
     cases.append((name, one, batch(8, 5), False, 0.05 if name == "w8a8" else 2e-5))
@@ -93,7 +93,7 @@ same(cases, mixed)
 one = model()
 cases = [(f"alike: {alike}", one, batch(8, 32, alike), False, 1e-5) for alike in (False, True)]
 cases += [("a row", one, batch(1, 7), False, 1e-5), ("bfloat16", model(dtype="bfloat16"), batch(8, 3), False, 0.1)]
-same(cases, "expert=8", "data=2,expert=4", "fsdp=2,expert=4")
+same(cases, "expert=8", "fsdp=2,expert=4")
 print("equal")
 """
 
