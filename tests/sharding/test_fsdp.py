@@ -72,10 +72,11 @@ given = ["The capital of France is", "Once upon a time, in a village by the sea,
 for mesh in ("fsdp=8", "data=2,fsdp=4", "fsdp=2,tensor=2,data=2"):
     spread = on(model, mesh)
     held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(spread.params))
-    assert held * 8 < 1.01 * sum(x.nbytes for x in jax.tree.leaves(spread.params)) * (2 if "data" in mesh else 1), held
+    whole = sum(x.nbytes for x in jax.tree.leaves(spread.params))
+    assert held * spread.layout.size("fsdp") < 1.001 * whole, (mesh, held, whole)
     close(model, spread, rows)
-    if mesh == "fsdp=8":
-        same(model, spread, given)
+    if mesh == "fsdp=8":  # a step moves every weight to every device: seconds, on one machine
+        same(model, spread, given, new=(3,))
 """
 
 

@@ -161,7 +161,7 @@ for mesh in ("pipeline=2", "data=2,pipeline=2,tensor=2"):
     spread = on(model, mesh)
     close(model, spread, rows)
     if mesh == "pipeline=2":
-        same(model, spread, given)
+        same(model, spread, given, new=(6,))
 """
 
 

@@ -23,10 +23,10 @@ def on(model, mesh, **changes):
     shape = MeshShape.of(mesh)
     return model.shard(shape.on(), dataclasses.replace(shape.rules, **changes))
 
-def same(model, spread, given, **options):
-    for new in (9, 6):  # the second call passes in what the first has compiled
-        found = spread.generate(given, max_new_tokens=new, **options).tokens
-        assert found == model.generate(given, max_new_tokens=new, **options).tokens, (spread.layout, options)
+def same(model, spread, given, new=(9, 6), **options):
+    for count in new:  # the second call passes in what the first has compiled
+        found = spread.generate(given, max_new_tokens=count, **options).tokens
+        assert found == model.generate(given, max_new_tokens=count, **options).tokens, (spread.layout, options)
 
 def close(model, spread, given=tokens, tolerance=1e-5):
     wanted, found = (np.asarray(m.logits(given)) for m in (model, spread))
