@@ -195,8 +195,7 @@ assert 0 < found.stats.device_cache_bytes < found.stats.cache_bytes / 4
 # As JAX's documentation makes a mesh; and a quantized model on it.
 mesh = jax.make_mesh((2, 4), ("data", "tensor"))
 rounded = quantize_weights(model, "int4")
-for one in (model, rounded):
-    assert one.shard(mesh).generate(prompts, max_new_tokens=9).tokens == one.generate(prompts, max_new_tokens=9).tokens
+assert model.shard(mesh).generate(prompts, max_new_tokens=9).tokens == plain
 four = spread(rounded, "tensor=4", True)
 assert four.weights == "int4" and shards(four, "q", "k") == [(2, 3, 16, 32), (2, 1, 16, 32)]
 tokens = np.array([prompts[0], prompts[0][::-1]])
