@@ -4,6 +4,7 @@ pip install -e ".[tpu]" pytest pytest-xdist hypothesis; pytest -n 0 tests/analys
 pip install -e ".[cuda]" pytest pytest-xdist hypothesis; pytest -n 0 tests/analysis/test_ahead_of_time_tpu.py
 """
 
+import jax
 import pytest
 
 from jaxinfer import Quantized
@@ -29,6 +30,12 @@ CASES = [
     ("llama-3-8b", "h100:2", "tensor=2", {"batch": 4, "context": 4096} | DECODE),
     ("llama-3-8b", "b200:2", "data=2", {"batch": 4, "context": 4096} | DECODE),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _as_users_have_it():
+    """What is compiled for other machines is optimized as it is for users."""
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def asked(model, target, mesh, options):
