@@ -190,7 +190,7 @@ def signature(fun: Callable[..., Any], static: tuple[Any, ...], args: tuple[Any,
     forms = [(list(x.shape), str(x.dtype), _split(x)) for x in leaves]
     mesh, device = dict(layout.mesh.shape), layout.mesh.devices.flat[0]
     given = [fun.__name__, *map(_plain, static), _plain(tree), forms, mesh, _plain(layout.rules)]
-    return digest([*given, device.platform, device.device_kind, _plain(dispatch.chosen())])
+    return digest([*given, device.device_kind, _plain(dispatch.chosen())])
 
 
 def _split(x: Any) -> str:

@@ -1,6 +1,7 @@
 """The roofline of an ask: time and memory that the hardware allows, with the links between its devices."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,12 @@ from jaxinfer.analysis.ahead_of_time.ask import Ask
 from jaxinfer.analysis.ahead_of_time.shapes import Program
 from jaxinfer.analysis.hardware import Hardware
 from jaxinfer.analysis.hardware.system import memory as memory_here
-from jaxinfer.analysis.roofline.analysis import Roofline, analyze, timed
+from jaxinfer.analysis.roofline.analysis import Roofline, analyze
 from jaxinfer.analysis.roofline.call import Call
 from jaxinfer.analysis.roofline.formats import weight_storage
 from jaxinfer.analysis.roofline.memory import cache
-from jaxinfer.analysis.roofline.memory import memory as memory_of
-from jaxinfer.analysis.roofline.network import operators
-from jaxinfer.analysis.roofline.setting import Setting, Storage
+from jaxinfer.analysis.roofline.meshes import Step, axes_of, step
+from jaxinfer.analysis.roofline.setting import AXES, Setting, Storage
 from jaxinfer.errors import InputError
 
 
@@ -25,16 +25,13 @@ def device_of(ask: Ask) -> Hardware | None:
     target = ask.slice.target
     if target.platform == "cpu":
         return None
-    found = hardware.get(target.hardware)
-    if target.cores == 1:
+    found, each = hardware.get(target.hardware), target.cores
+    if each == 1:
         return found
-    each = target.cores  # devices of a chip, which share its memory, its peak and its links
-    rates = {name: rate / each for name, rate in found.flops.items()}
-    link = None if found.link is None else found.link / each
-    return replace(
-        found, bandwidth=found.bandwidth / each, memory=found.memory / each, flops=rates, link=link,
-        on_chip=found.on_chip / each,
-    )  # fmt: skip
+    shared: dict[str, Any] = {name: getattr(found, name) / each for name in ("bandwidth", "memory", "on_chip")}
+    shared["flops"] = {name: rate / each for name, rate in found.flops.items()}
+    shared["link"] = None if found.link is None else found.link / each
+    return replace(found, **shared)
 
 
 def limit_of(ask: Ask) -> int:
@@ -44,32 +41,26 @@ def limit_of(ask: Ask) -> int:
 
 
 def roofline(ask: Ask, width: int = 1) -> Roofline | None:
-    """Analyze what is asked, on a mesh of data, tensor, expert and pipeline; None where the model of it has no answer.
-
-    Of a context axis only the memory of the cache is known, of fully sharded weights only theirs (`predicted`).
-    """
+    """Analyze what is asked on the device and the mesh; None where there is no analysis of such a mesh."""
     device = device_of(ask)
     if device is None:
         return None
-    mesh = ask.mesh.shape
-    replicas = mesh.get("data", 1) * mesh.get("fsdp", 1)
-    bits = 8 * jnp.dtype(ask.dtype).itemsize
+    axes: dict[str, Any] = {axis: ask.mesh.shape.get(axis, 1) for axis in AXES}
+    if ask.batch % (axes["data"] * axes["fsdp"]):
+        axes["data"] = 1  # rows that do not divide are on every replica
     try:
         setting = Setting(
             batch=ask.batch,
             prompt=ask.tokens,
             generate=ask.context - ask.tokens,
             weights=weight_storage(ask.weights or ask.dtype),
-            activations=bits,
+            activations=8 * jnp.dtype(ask.dtype).itemsize,
             kv=_stored(ask),
             flash=True,
             width=width,
             kv_budget=ask.cache_policy.capacity,
-            tensor=mesh.get("tensor", 1),
-            pipeline=mesh.get("pipeline", 1),
-            data=1 if ask.batch % replicas else replicas,
-            expert=mesh.get("expert", 1),
             prompt_logits=False,
+            **axes,
         )
         return analyze(ask.config, device, setting)
     except InputError:
@@ -86,42 +77,39 @@ def predicted(ask: Ask, chunk: int | None = None) -> dict[str, float] | None:
     if found is None:
         return None
     calls = [found.call("decode"), *([] if chunk is None else [_chunk(ask, found, chunk)])]
-    made = [_parts(ask, found, one) for one in calls]
-    return max(made, key=lambda parts: parts["total"])
+    return max((_parts(ask, found, one) for one in calls), key=lambda parts: parts["total"])
 
 
-def _parts(ask: Ask, found: Roofline, call: Call) -> dict[str, float]:
-    memory = memory_of(ask.config, found.setting, call, operators(call))
-    parts = {name: float(size) for name, size in memory.as_dict().items() if name != "total"}
-    parts["fresh"] = float(cache(ask.config, found.setting, call.tokens))
-    mesh = ask.mesh.shape
-    parts["weights"] /= mesh.get("fsdp", 1)
-    rows = ask.batch // found.setting.data
-    shared = mesh.get("context", 1) * (mesh.get("expert", 1) if rows % mesh.get("expert", 1) == 0 else 1)
-    for name in ("kv", "fresh"):
-        parts[name] /= shared
-    return {**parts, "total": sum(parts.values())}
+def seconds(ask: Ask, step_name: str, program: Program) -> tuple[float, float] | None:
+    """Give the roofline's seconds of one call of a program's forward, and of these its collectives'."""
+    width = 1 if step_name in ("prefill", "decode") else ask.method_of(step_name).width
+    found = roofline(ask, width)
+    if found is None:
+        return None
+    prefill = step_name == "prefill"
+    call = _chunk(ask, found, program.tokens) if prefill else found.call("decode", ask.context - width)
+    one = _on_mesh(ask, found, call)
+    return float(one.seconds), float(one.collectives)
 
 
 def _chunk(ask: Ask, found: Roofline, tokens: int) -> Call:
     """Give the prefill of so many tokens of each row, the last of them that of the prompt."""
-    return replace(found.call("prefill"), tokens=tokens, context=ask.tokens, scored=0)
+    mine = tokens / ask.mesh.shape.get("context", 1)
+    return replace(found.call("prefill"), tokens=mine, context=ask.tokens, scored=0)
 
 
-def seconds(ask: Ask, step: str, program: Program) -> tuple[float, float] | None:
-    """Give the roofline's seconds of one call of a program's forward, and of these its collectives'."""
-    width = 1 if step == "prefill" else _width(ask, step)
-    found = roofline(ask, width)
-    if found is None:
-        return None
-    one = _chunk(ask, found, program.tokens) if step == "prefill" else found.call("decode", ask.context - width)
-    times = [timed(operator, found.hardware) for operator in operators(one)]
-    return sum(x.total for x in times), sum(x.total for x in times if x.bound == "network")
+def _on_mesh(ask: Ask, found: Roofline, call: Call) -> Step:
+    """Give the time and the memory of a call on the mesh, whose axes lie in the slice as its devices are numbered."""
+    cores = ask.slice.target.cores
+    slice_ = (*map(int, ask.slice.shape.split("x")), *([cores] if cores > 1 else []))
+    return step(call, found.hardware, axes_of(found.hardware, slice_, ask.mesh.shape))
 
 
-def _width(ask: Ask, step: str) -> int:
-    """Give the tokens of a step: those of one without guesses, and of one with all that the method makes."""
-    return 1 if step == "decode" else ask.method_of(step).width
+def _parts(ask: Ask, found: Roofline, call: Call) -> dict[str, float]:
+    memory = _on_mesh(ask, found, call).memory.as_dict()
+    parts = {name: float(size) for name, size in memory.items() if name != "total"}
+    parts["fresh"] = float(cache(ask.config, found.setting, call.tokens * found.setting.context))
+    return {**parts, "total": sum(parts.values())}
 
 
 def _stored(ask: Ask) -> Storage:
