@@ -71,9 +71,10 @@ def _send_over(call: Call, name: str, layers: Number, wire: Number, pattern: Any
 def send(call: Call) -> Operator:
     """Give the sends between the stages of a pipeline: the residual of a microbatch, from each stage to the next.
 
-    One after the other there are M + P - 2 of M microbatches and P stages: all but the last tick ends with one.
+    One after the other there are M + P - 2 of M microbatches and P stages: all ticks but the last end with one. A stage
+    alone sends nothing.
     """
     n, parts = call.setting.pipeline, call.setting.microbatches
     sent = call.rows * call.tokens * call.config.d_model * call.activation
-    times = n - 1 + (parts - 1)
+    times = where_at_most(n, 1, 0, n - 1 + (parts - 1))
     return Operator("pipeline_send", "collective", times, wire=sent, bits=call.bits, over=("pipeline", "pass"))

@@ -18,9 +18,14 @@ from jaxinfer.config import LayerKind
 
 
 def operators(call: Call) -> list[Operator]:
-    """Give all operators of the call, layers of one kind as one with how many they are."""
-    config, kinds = call.config, call.config.kinds
-    made = [_embedding(call)]
+    """Give all operators of the call, layers of one kind as one with how many they are.
+
+    A pipeline computes layers by microbatches; the embedding and the head are computed for all rows at once.
+    """
+    config, kinds, whole = call.config, call.config.kinds, call
+    if not is_one(call.setting.microbatches):
+        whole = replace(call, setting=call.setting.replace(microbatches=1))
+    made = [_embedding(whole)]
     for kind in kinds:
         suffix = f"[{kind.name}]" if len(kinds) > 1 else ""
         layers = config.count(kind) * call.setting.depth * call.setting.ticks
@@ -29,7 +34,7 @@ def operators(call: Call) -> list[Operator]:
         made += [replace(one, name=one.name + suffix) for one in layer]
     made += [] if is_one(call.setting.pipeline) else [collectives.send(call)]
     if call.scored:
-        made += [call.norm("final_norm", 1, config.d_model), _head(call)]
+        made += [whole.norm("final_norm", 1, config.d_model), _head(whole)]
     size = {"tokens": call.rows * call.tokens, "context": call.context}
     return [replace(one, **size) for one in made if not all(map(_is_zero, (one.ops, one.bytes, one.wire)))]
 
@@ -40,14 +45,14 @@ def _is_zero(value: Number) -> bool:
 
 def _embedding(call: Call) -> Operator:
     """Give the look-up: a row of the table a token, read as it is stored and written as an activation."""
-    numbers = call.held_rows * call.tokens * call.config.d_model
+    numbers = call.rows * call.tokens * call.config.d_model
     stored = call.setting.stored_weights.outside.bytes(call.config.d_model)
     return Operator("embedding", "embedding", 1, 0, numbers * stored, 0, numbers * call.activation, bits=call.bits)
 
 
 def _head(call: Call) -> Operator:
     """Give the product with the vocabulary: 2 D V operations a scored token; its logits are float32."""
-    config, scored = call.config, call.held_rows * call.scored
+    config, scored = call.config, call.rows * call.scored
     size = config.d_model * config.vocab_size
     return Operator(
         "lm_head",
