@@ -13,7 +13,7 @@ import pytest
 
 from jaxinfer import InputError
 from jaxinfer.cli import processes as options
-from jaxinfer.host import processes
+from jaxinfer.host import places, processes
 
 ROOT = Path(__file__).parents[2]
 MODEL = """
@@ -24,14 +24,14 @@ from jaxinfer import LayerKind, Model, ModelConfig, Segment
 from jaxinfer.host import processes
 from jaxinfer.sharding import MeshShape
 local, whole = LayerKind("local", window=8), LayerKind()
-SHAPE = ModelConfig("llama", 96, 32, 64, 8, 4, 8, (Segment((local, whole), 2),), 256, qk_norm="head")
+SHAPE = ModelConfig("llama", 96, 32, 64, 8, 4, 8, (Segment((local, whole), 1),), 256, qk_norm="head")
 """
 TOKENS = (
     MODEL
     + """
 with processes.together(coordinator=sys.argv[1], process=int(sys.argv[2]), processes=2) as several:
     import jax
-    from jaxinfer import Beam, Lookup, Paged, Sample, Sampling, Speculative, Window
+    from jaxinfer import Lookup, Paged, Speculative
     from jaxinfer.compress import quantize_weights
     assert several and len(jax.devices()) == 8 and len(jax.local_devices()) == 4
     rng = np.random.default_rng(0)
@@ -40,9 +40,7 @@ with processes.together(coordinator=sys.argv[1], process=int(sys.argv[2]), proce
     drafted = model.attach(draft=Model.random(SHAPE, seed=1))
     cases = [
         ("data=2,tensor=4", model, dict(method=Lookup(width=4), logprobs=2)),
-        ("data=2,tensor=4", model, dict(method=Sample(), sampling=Sampling(temperature=[0.0, 0.9, 0.0, 1.1]))),
         ("data=2,tensor=4", drafted, dict(method=Speculative(width=3))),
-        ("data=2,tensor=4", model, dict(method=Beam(beams=2))),
         ("data=4,tensor=2", model, dict(policy=Paged(block=16, pool=20), prompt_logprobs=1)),
         ("tensor=8", quantize_weights(model, "int8"), {}),
     ]
@@ -52,18 +50,20 @@ with processes.together(coordinator=sys.argv[1], process=int(sys.argv[2]), proce
         if plain is drafted:
             spread = spread.attach(draft=plain.extras["draft"].shard(mesh))
         for new in (12, 9):
-            want = plain.generate(prompts, max_new_tokens=new, seed=3, **chosen)
             found = spread.generate(prompts, max_new_tokens=new, seed=3, **chosen)
-            assert found.tokens == want.tokens, (written, chosen)
-            assert processes.of_first(found.tokens) == found.tokens, (written, chosen)
-            assert found.stats.steps == want.stats.steps and found.stats.weight_bytes >= want.stats.weight_bytes / 2
-            for name in ("logprobs", "prompt_logprobs"):
-                for a, b in zip(getattr(found, name) or (), getattr(want, name) or (), strict=True):
-                    assert np.allclose(a, b, atol=1e-4), (written, name)
+            want = plain.generate(prompts, max_new_tokens=new, seed=3, **chosen) if processes.is_first() else None
+            if want:
+                assert found.stats.steps == want.stats.steps
+                assert found.stats.weight_bytes == want.stats.weight_bytes
+            for name in ("tokens", "logprobs", "prompt_logprobs"):
+                mine = getattr(found, name)
+                for a, b in zip(mine or (), processes.of_first(want and getattr(want, name)) or (), strict=True):
+                    assert np.allclose(a, b, atol=1e-4), (written, chosen, name)
     tokens = np.array([prompts[0]])
-    assert np.allclose(spread.logits(tokens), plain.logits(tokens), atol=1e-4)
+    logits = np.asarray(spread.logits(tokens))
+    assert not processes.is_first() or np.allclose(logits, plain.logits(tokens), atol=1e-4)
     up = model.shard(MeshShape.of("data=2,tensor=4").on()).params["segment_0"]["layer_0"]["mlp"]["up"]["kernel"]
-    assert not up.is_fully_addressable and {s.data.shape for s in up.addressable_shards} == {(2, 16, 32)}
+    assert not up.is_fully_addressable and {s.data.shape for s in up.addressable_shards} == {(1, 16, 32)}
     print("equal", flush=True)
     print("not said", file=sys.stderr) if processes.index() else None
 """
@@ -191,7 +191,7 @@ def test_the_command_in_two_processes_prints_and_writes_once(start, tmp_path, mo
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     assert [row["status"] for row in rows] == ["done"] * 4
     assert [row["identical"] for row in rows] == [2] * 4
-    assert {row["mesh"] for row in rows} == {"one", "data=2,tensor=4"} or len({row["mesh"] for row in rows}) == 2
+    assert len({row["mesh"] for row in rows}) == 2
 
 
 def test_what_all_processes_do_wrong_is_said_once_and_what_one_does_with_its_number(start):
@@ -224,7 +224,8 @@ def test_a_coordinator_that_does_not_answer_is_one_line_with_its_address(start, 
     code, out, err = ended(process, timeout=60)
     address = process.args[process.args.index("--coordinator") + 1]
     assert (code, out) == (2, "")
-    assert err.startswith(f"error: process {number}: coordinator {address}"), err
+    by = "process 1: " if number else ""
+    assert err.startswith(f"error: {by}coordinator {address}"), err
     assert err.count("\n") == 1
 
 
@@ -237,54 +238,54 @@ def test_a_coordinator_that_does_not_answer_is_one_line_with_its_address(start, 
         ({"coordinator": "a", "process": 0, "processes": 2}, "--coordinator='a' must be HOST:PORT"),
         ({"coordinator": "a:99999", "process": 0, "processes": 2}, "must be HOST:PORT"),
         ({"coordinator": "a:1", "process": 2, "processes": 2}, "--process=2 must be below --processes=2"),
-        ({"coordinator": "a:1", "process": -1, "processes": 2}, "--process=-1 must be a whole number from 0"),
+        ({"coordinator": "a:1", "process": -1, "processes": 2}, "--process=-1 must be a whole number, 0 or above"),
     ],
     ids=str,
 )
 def test_a_place_that_is_incomplete_or_cannot_be_is_one_line(given, expected, monkeypatch):
-    for name in processes.VARIABLES:
+    for name in places.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(InputError, match="^" + expected.replace("(", r"\(") if expected[0] == "-" else expected):
-        processes.place_of(**given)
+        places.place_of(**given)
 
 
 @pytest.mark.quick
 def test_a_place_is_found_in_the_environment_and_nowhere_on_an_ordinary_machine(monkeypatch):
-    for name in processes.VARIABLES:
+    for name in places.VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    assert processes.place_of() is None
-    assert processes.place_of(processes=1) is None
+    assert places.place_of() is None
+    assert places.place_of(processes=1) is None
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:8476")
     monkeypatch.setenv("JAX_PROCESS_ID", "1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
-    assert processes.place_of() == processes.Place("10.0.0.1:8476", 1, 4)
-    assert processes.place_of(process=3) == processes.Place("10.0.0.1:8476", 3, 4)
+    assert places.place_of() == places.Place("10.0.0.1:8476", 1, 4)
+    assert places.place_of(process=3) == places.Place("10.0.0.1:8476", 3, 4)
     monkeypatch.setenv("JAX_PROCESS_ID", "one")
     with pytest.raises(InputError, match="JAX_PROCESS_ID='one' must be a whole number"):
-        processes.place_of()
+        places.place_of()
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize("tasks", [1, 8])
 def test_a_job_step_of_slurm_is_found_and_one_task_is_none(monkeypatch, tasks):
-    for name in processes.VARIABLES:
+    for name in places.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     step = {"JOB_ID": 5000, "STEP_NODELIST": "node[003-006],other1", "NTASKS": tasks, "PROCID": 2, "LOCALID": 0}
     for name, value in step.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
-    found = processes.place_of()
+    found = places.place_of()
     if tasks == 1:
         assert found is None
     else:
         port = 5000 % 4096 + 65535 - 4096 + 1
-        assert found == processes.Place(f"node003:{port}", 2, 8, (0,))
+        assert found == places.Place(f"node003:{port}", 2, 8, (0,))
 
 
 @pytest.mark.quick
 def test_hosts_of_a_tpu_pod_are_found(monkeypatch):
     from jax._src.clusters import cloud_tpu_cluster, cluster
 
-    for name in processes.VARIABLES:
+    for name in places.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for module in (cloud_tpu_cluster, cluster):
         monkeypatch.setattr(module, "running_in_cloud_tpu_vm", True)
@@ -293,7 +294,7 @@ def test_hosts_of_a_tpu_pod_are_found(monkeypatch):
     monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", lambda key: ("", 404))
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "t0,t1,t2,t3")
     monkeypatch.setenv("TPU_WORKER_ID", "3")
-    found = processes.place_of()
+    found = places.place_of()
     assert found is not None
     assert (found.process, found.processes, found.devices) == (3, 4, None)
     assert found.coordinator.startswith("t0:")
