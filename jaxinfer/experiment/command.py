@@ -9,7 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from jaxinfer.errors import InputError, shown_text
-from jaxinfer.experiment import executors, kinds, loading, results, runner, sheet
+from jaxinfer.experiment import kinds, loading, results, runner, sheet
+from jaxinfer.experiment.executors import HERE
+from jaxinfer.experiment.executors.named import named
 from jaxinfer.experiment.progress import stderr
 from jaxinfer.experiment.prompts import load_prompts
 from jaxinfer.experiment.runner import Interrupted, Unwritten
@@ -34,8 +36,8 @@ def run_config(
     config that names none; command: how this was called, for the line that says how to go on; on: what measures it, see
     `executors.named`. Raises InputError, Interrupted, OSError.
     """
-    executor = executors.named(on)
-    here = executor is executors.HERE
+    executor = named(on)
+    here = executor is HERE
     folders = [argument for argument in arguments if resume and _is_folder(argument)]
     overrides = [argument for argument in arguments if argument not in folders]
     asked = kinds.read(config_file, overrides, plugin_files, default, here)

@@ -48,7 +48,7 @@ class Link:
 
 
 class Links:
-    """What the processes of a run tell each other.
+    """All that the processes of a run tell each other.
 
     `fail(code, line)` is called once, by a thread, where another process is gone or has failed, and this one did not
     fail alike within `GRACE` seconds: it must end the process.

@@ -14,8 +14,9 @@ import jaxinfer
 from jaxinfer import InputError
 from jaxinfer.experiment import command, load_config, load_prompts, results, runner
 from jaxinfer.experiment.executors import ray
+from jaxinfer.experiment.executors.bench import Bench
 from jaxinfer.experiment.executors.spread import TRIES, Died, Spread
-from jaxinfer.experiment.executors.task import Bench, Task
+from jaxinfer.experiment.executors.task import Task
 from jaxinfer.experiment.rows import ROWS
 from jaxinfer.experiment.runner import Interrupted
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxinfer.errors import InputError, shown, shown_text
+from jaxinfer.experiment.executors.bench import Bench
 from jaxinfer.experiment.executors.spread import Died
-from jaxinfer.experiment.executors.task import Bench, Task, software
+from jaxinfer.experiment.executors.task import Task, software
 from jaxinfer.host.optional import require
 
 ANSWERS_WITHIN = 10.0  # seconds
