@@ -3,6 +3,7 @@
 import contextlib
 import platform
 import socket
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,7 +83,9 @@ class RayPool:
                 ) from None
             quiet["address"] = f"ray://{host}:{port}"
         try:
-            self.ray.init(**quiet)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.ray.init(**quiet)
         except Exception as error:
             where = quiet.get("address", "ray")
             raise InputError(f"--on: {where}: {shown_text(' '.join(str(error).split()), 200)}") from None
