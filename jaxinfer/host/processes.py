@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from jaxinfer.errors import InputError, shown, shown_text
+from jaxinfer.host import interrupts
 from jaxinfer.host import process as ends
 from jaxinfer.host.links import ENDS_WITHIN, GRACE, Links
 from jaxinfer.host.meeting import join, meet
@@ -149,7 +150,13 @@ def together(**options: Any) -> Iterator[bool]:
         if not several:
             raise
         leave(2, str(error))
-    except BaseException as error:
+    except KeyboardInterrupt:
+        leave(128 + interrupts.SIGINT, "")
+        raise
+    except SystemExit as error:
+        leave(error.code if isinstance(error.code, int) else int(error.code is not None), "")
+        raise
+    except Exception as error:
         settle(error)
         raise
     leave(0, "")
