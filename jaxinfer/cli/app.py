@@ -16,7 +16,7 @@ except ModuleNotFoundError:
 import jaxinfer
 from jaxinfer.cli import processes
 from jaxinfer.host import interrupts
-from jaxinfer.host.processes import TIMEOUT
+from jaxinfer.host.places import TIMEOUT
 
 app = typer.Typer(
     no_args_is_help=True,

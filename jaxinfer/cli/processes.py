@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxinfer.errors import InputError
-from jaxinfer.host import processes
+from jaxinfer.host import places, processes
 
 Coordinator = Annotated[
     str | None,
@@ -18,7 +18,7 @@ Processes = Annotated[int | None, typer.Option("--processes", help="How many pro
 JoinTimeout = Annotated[float, typer.Option(min=1, help="Seconds that processes wait for each other to begin.")]
 
 TOGETHER = ("generate", "eval", "run")  # commands that several processes run as one; others are one process's
-_GIVEN = {*processes.OPTIONS, "--join-timeout"}
+_GIVEN = {*places.OPTIONS, "--join-timeout"}
 _ASKED: dict[str, Any] = {}
 
 

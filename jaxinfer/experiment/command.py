@@ -9,7 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from jaxinfer.errors import InputError, shown_text
-from jaxinfer.experiment import executors, kinds, loading, results, runner, sheet, spread
+from jaxinfer.experiment import kinds, loading, results, runner, sheet, spread
+from jaxinfer.experiment.executors import HERE
+from jaxinfer.experiment.executors.named import named
 from jaxinfer.experiment.progress import stderr
 from jaxinfer.experiment.prompts import load_prompts
 from jaxinfer.experiment.runner import Interrupted, Unwritten
@@ -36,8 +38,8 @@ def run_config(
     `executors.named`; spread_over: the mesh that the model is put on once it is loaded. Raises InputError, Interrupted,
     OSError.
     """
-    executor = executors.named(on)
-    here = executor is executors.HERE
+    executor = named(on)
+    here = executor is HERE
     folders = [argument for argument in arguments if resume and _is_folder(argument)]
     overrides = [argument for argument in arguments if argument not in folders]
     asked = kinds.read(config_file, overrides, plugin_files, default, here)

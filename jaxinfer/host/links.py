@@ -27,6 +27,10 @@ class Link:
         self._connection, self._lines = connection, connection.makefile("rb")
         self._sending = threading.Lock()
 
+    def wait_for(self, patience: float) -> None:
+        """Let so many seconds pass without a message before the other end is taken for gone."""
+        self._connection.settimeout(patience)
+
     def read(self) -> dict[str, Any] | None:
         """Wait for the next message; None where the other end is gone, or gives no sign of life."""
         try:
@@ -44,7 +48,7 @@ class Link:
 
 
 class Links:
-    """What the processes of a run tell each other.
+    """All that the processes of a run tell each other.
 
     `fail(code, line)` is called once, by a thread, where another process is gone or has failed, and this one did not
     fail alike within `GRACE` seconds: it must end the process.
@@ -67,6 +71,11 @@ class Links:
             self._changed.notify_all()
         threading.Thread(target=self._hear, args=(other, link), daemon=True, name=f"process {other}").start()
         threading.Thread(target=self._beat, args=(link,), daemon=True, name=f"signs of life to {other}").start()
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """List the processes that this one is connected with."""
+        return tuple(self._links)
 
     def complete(self, timeout: float) -> bool:
         """Wait until every process that this one talks to is there."""
@@ -110,9 +119,9 @@ class Links:
         for link in links:
             link.send(failed=code, line=line, by=self.process)
         with self._changed:
-            if self.process:
+            if self.process and links:
                 self._changed.wait_for(lambda: 0 in self._failures, GRACE)
-            else:
+            elif links:
                 self._changed.wait_for(lambda: not self._links, GRACE)
             return self.process > 0 and self._failures.get(0, (0, None))[1] == line
 

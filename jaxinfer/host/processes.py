@@ -8,73 +8,24 @@ knows the cluster: SLURM, Open MPI, Kubernetes jobs, TPU pods. On any other mach
 import contextlib
 import importlib.metadata
 import os
-import secrets
-import socket
 import sys
-import threading
 import time
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from jaxinfer.errors import InputError, shown, shown_text
+from jaxinfer.host import interrupts
 from jaxinfer.host import process as ends
-from jaxinfer.host.links import ENDS_WITHIN, GRACE, Link, Links
-from jaxinfer.host.values import whole
+from jaxinfer.host.links import ENDS_WITHIN, GRACE, Links
+from jaxinfer.host.meeting import join, meet
+from jaxinfer.host.places import TIMEOUT, place_of
 
-TIMEOUT = 120.0  # seconds that processes wait for each other at the beginning
 PATIENCE = 60.0  # seconds without a sign of life after which a process is taken for gone
-HEARTBEAT = 3600  # seconds, JAX's own: `links` is faster, and JAX would abort
-VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_PROCESS_ID", "JAX_NUM_PROCESSES")
-OPTIONS = ("--coordinator", "--process", "--processes")
-KEY = "jaxinfer/links"
 RUNTIME_ERRORS = ("JaxRuntimeError", "XlaRuntimeError")  # such as a collective that another process has left
 
 _LINKS: list[Links] = []  # of this run, if it has several processes
 _STREAMS: dict[str, Any] = {}  # those of this process as they were
-
-
-@dataclass(frozen=True)
-class Place:
-    """A process among those of a run. coordinator: "HOST:PORT", where process 0 listens."""
-
-    coordinator: str
-    process: int
-    processes: int
-    devices: tuple[int, ...] | None = None  # of this machine that are this process's; None: all
-
-
-def place_of(
-    coordinator: str | None = None, process: int | None = None, processes: int | None = None, timeout: float = TIMEOUT
-) -> Place | None:
-    """Find this process among those of a run: as given, by the environment, or by its cluster; None where it is alone.
-
-    Raises InputError for what is incomplete or cannot be.
-    """
-    given: list[Any] = [coordinator, process, processes]
-    names = list(OPTIONS)
-    for index, variable in enumerate(VARIABLES):
-        if given[index] is None and os.environ.get(variable):
-            given[index], names[index] = os.environ[variable], variable
-    if given[0] is None and given[1] is None and given[2] in (None, 1, "1"):
-        return _found(timeout) if given[2] is None else None
-    detected = _found(timeout) if None in given else None
-    if detected is not None:
-        known = (detected.coordinator, detected.process, detected.processes)
-        given = [mine if mine is not None else theirs for mine, theirs in zip(given, known, strict=True)]
-    if None in given:
-        missing = ", ".join(name for name, value in zip(OPTIONS, given, strict=True) if value is None)
-        raise InputError(f"{missing}: must be given with {_listed(names, given)}: a run of several processes needs all")
-    count = whole(_number(given[2]), names[2], 1)
-    number = whole(_number(given[1]), names[1], 0)
-    if number >= count:
-        raise InputError(f"{names[1]}={number} must be below {names[2]}={count}: processes are counted from 0")
-    if count == 1:
-        return None
-    _address(str(given[0]), names[0])
-    return Place(str(given[0]), number, count, detected.devices if detected else None)
 
 
 def start(
@@ -94,15 +45,13 @@ def start(
         return False
     if _LINKS:
         raise InputError("the processes of a run are joined once")
-    until = time.monotonic() + timeout
-    _reach(place, timeout)
     _STREAMS.update(stdout=sys.stdout, stderr=sys.stderr)
     ends.AT_END.append(leave)
     ends.AT_ERROR.append(settle)
-    _join(place, until, timeout)
     links = Links(place.process, place.processes, patience, _end)
-    _connect(links, place, until, timeout)
     _LINKS.append(links)
+    meet(place, links, timeout)
+    join(place, links)
     _silence(place.process)
     return True
 
@@ -143,6 +92,7 @@ def check_alike(arguments: Sequence[str]) -> None:
     for name, value in first.items():
         if mine[name] != value:
             raise InputError(f"has other {name} than process 0: {shown(mine[name])}, not {shown(value)}")
+    barrier()
 
 
 def leave(code: int, message: str) -> str:
@@ -152,8 +102,6 @@ def leave(code: int, message: str) -> str:
     with its number.
     """
     if not _LINKS:
-        if code and _STREAMS:  # JAX would wait for processes that have not come
-            _end(code, message)
         return message
     links = _LINKS[0]
     if code == 0:
@@ -194,7 +142,7 @@ def together(**options: Any) -> Iterator[bool]:
     try:
         several = start(**options)
     except InputError as error:
-        ends.say(str(error))
+        ends.say(leave(2, str(error)))
         raise SystemExit(2) from None
     try:
         yield several
@@ -202,128 +150,16 @@ def together(**options: Any) -> Iterator[bool]:
         if not several:
             raise
         leave(2, str(error))
-    except BaseException as error:
+    except KeyboardInterrupt:
+        leave(128 + interrupts.SIGINT, "")
+        raise
+    except SystemExit as error:
+        leave(error.code if isinstance(error.code, int) else int(error.code is not None), "")
+        raise
+    except Exception as error:
         settle(error)
         raise
     leave(0, "")
-
-
-def _found(timeout: float) -> Place | None:
-    """Ask JAX for the cluster that this process was started in; None where it is no part of one, or alone."""
-    try:
-        from jax._src.clusters import ClusterEnv
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            address, number, process, devices = ClusterEnv.auto_detect_unset_distributed_params(
-                None, None, None, None, None, int(timeout)
-            )[:4]
-    except Exception:  # a service that is asked and does not answer: this is no such machine
-        return None
-    if address is None or number is None or process is None or number < 2:
-        return None
-    return Place(address, process, number, None if devices is None else tuple(devices))
-
-
-def _reach(place: Place, timeout: float) -> None:
-    """Wait for the coordinator to listen; as process 0 make sure that it can. Raises InputError."""
-    host, port = _address(place.coordinator, OPTIONS[0])
-    if place.process == 0:
-        with socket.socket() as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                trial.bind(("", port))
-            except OSError as error:
-                what = error.strerror or error
-                raise InputError(f"coordinator {place.coordinator}: process 0 cannot listen there: {what}") from None
-        return
-    until = time.monotonic() + timeout
-    why = ""
-    while time.monotonic() < until:
-        try:
-            socket.create_connection((host, port), max(0.1, min(5.0, until - time.monotonic()))).close()
-            return
-        except OSError as error:
-            why = error.strerror or str(error)
-        time.sleep(0.2)
-    raise InputError(
-        f"process {place.process}: coordinator {place.coordinator} does not answer within {timeout:g} s ({why}); "
-        "start process 0 there, or give another --join-timeout"
-    )
-
-
-def _join(place: Place, until: float, timeout: float) -> None:
-    """Initialize `jax.distributed`. Raises InputError."""
-    import jax
-
-    names = jax.config.values
-    if "jax_cpu_collectives_implementation" in names:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if "jax_enable_recoverability" in names:  # what ends a run is `links`: JAX would abort
-        jax.config.update("jax_enable_recoverability", True)
-    try:
-        jax.distributed.initialize(
-            place.coordinator,
-            place.processes,
-            place.process,
-            local_device_ids=place.devices,
-            cluster_detection_method="deactivate",
-            initialization_timeout=max(1, int(until - time.monotonic())),
-            heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=max(1, int(GRACE)),
-        )
-    except Exception as error:
-        text = shown_text(" ".join(str(error).split()), 160)
-        if "before any JAX" in text or "only be called once" in text:
-            raise InputError("the processes of a run are joined before JAX is used: call `start` first") from None
-        raise InputError(
-            f"process {place.process}: coordinator {place.coordinator}: {place.processes} processes have not joined "
-            f"within {timeout:g} s: {text}"
-        ) from None
-
-
-def _connect(links: Links, place: Place, until: float, timeout: float) -> None:
-    """Connect process 0 with every other. Raises InputError."""
-    from jax._src import distributed
-
-    client: Any = distributed.global_state.client
-    left = lambda: max(1.0, until - time.monotonic())  # noqa: E731
-    host, _ = _address(place.coordinator, OPTIONS[0])
-    if place.process == 0:
-        secret = secrets.token_hex(16)
-        server = _listening()
-        client.key_value_set(KEY, f"{server.getsockname()[1]} {secret}")
-        threading.Thread(target=_accept, args=(server, secret, links), daemon=True, name="other processes").start()
-    else:
-        try:
-            port, secret = client.blocking_key_value_get(KEY, int(left() * 1000)).split()
-            link = Link(socket.create_connection((host, int(port)), left()), links.patience)
-        except Exception as error:
-            what = shown_text(" ".join(str(error).split()), 160)
-            raise InputError(f"process {place.process}: process 0 at {host} cannot be reached: {what}") from None
-        link.send(process=place.process, secret=secret)
-        links.add(0, link)
-    if not links.complete(left()):
-        raise InputError(f"coordinator {place.coordinator}: not all {place.processes} processes came in {timeout:g} s")
-
-
-def _listening() -> socket.socket:
-    with contextlib.suppress(OSError, ValueError):  # a machine without IPv6
-        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("", 0))
-
-
-def _accept(server: socket.socket, secret: str, links: Links) -> None:
-    """Take the connection of each other process of the run, and of nobody else."""
-    there: set[int] = set()
-    while len(there) < links.processes - 1:
-        link = Link(server.accept()[0], links.patience)
-        hello = link.read() or {}
-        number = hello.get("process")
-        if hello.get("secret") == secret and isinstance(number, int) and 0 < number < links.processes:
-            there.add(number)
-            links.add(number, link)
-    server.close()
 
 
 def _silence(number: int) -> None:
@@ -345,20 +181,3 @@ def _end(code: int, line: str) -> NoReturn:
     sys.stderr = _STREAMS["stderr"]
     ends.say(line)
     os._exit(code)
-
-
-def _address(text: str, name: str) -> tuple[str, int]:
-    """Read "HOST:PORT". Raises InputError."""
-    host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
-        raise InputError(f"{name}={shown(text)} must be HOST:PORT, as in 10.0.0.1:8476")
-    return host, int(port)
-
-
-def _number(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
-
-
-def _listed(names: Sequence[str], given: Sequence[Any]) -> str:
-    return ", ".join(name for name, value in zip(names, given, strict=True) if value is not None)

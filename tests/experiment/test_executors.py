@@ -12,10 +12,11 @@ from fakes import FakeModel
 
 import jaxinfer
 from jaxinfer import InputError
-from jaxinfer.experiment import command, load_config, load_prompts, results, runner
+from jaxinfer.experiment import command, load_config, load_prompts, passes, results, runner
 from jaxinfer.experiment.executors import ray
+from jaxinfer.experiment.executors.bench import Bench
 from jaxinfer.experiment.executors.spread import TRIES, Died, Spread
-from jaxinfer.experiment.executors.task import Bench, Task
+from jaxinfer.experiment.executors.task import Task
 from jaxinfer.experiment.rows import ROWS
 from jaxinfer.experiment.runner import Interrupted
 
@@ -56,6 +57,7 @@ def loaded(monkeypatch):
         return FakeModel(weights=weights)
 
     monkeypatch.setattr(jaxinfer, "load", load)
+    monkeypatch.setattr(passes, "peak_rss", lambda: 1)
     return made
 
 
@@ -115,7 +117,7 @@ def measured(tmp_path):
     """Rows by name and figures that no clock gives, in the order of results.jsonl."""
     [folder] = (tmp_path / "runs").iterdir()
     lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    times = ("date", "peak_rss_bytes", "commit")
+    times = ("date", "commit")
     return folder, [{key: value for key, value in line.items() if key not in times} for line in lines]
 
 

@@ -49,17 +49,3 @@ def test_a_grid_on_a_cluster_of_this_machine(tmp_path, capfd, monkeypatch):
     assert "died" in err
     assert "try 2 of 3" in err
     assert "Traceback" not in out + err
-
-
-def test_an_address_that_listens_and_is_no_ray_is_one_line(tmp_path):
-    pytest.importorskip("grpc")
-    import socket
-
-    file = tmp_path / "grid.yaml"
-    file.write_text(yaml.safe_dump({**GRID, "output": str(tmp_path / "runs")}))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"ray://127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(Exception, match=address) as error:
-            command.run_config(str(file), [], on=address)
-    assert type(error.value).__name__ == "InputError"
-    assert "\n" not in str(error.value)

@@ -13,7 +13,7 @@ import pytest
 
 from jaxinfer import InputError
 from jaxinfer.cli import processes as options
-from jaxinfer.host import processes
+from jaxinfer.host import places, processes
 
 ROOT = Path(__file__).parents[2]
 MODEL = """
@@ -24,27 +24,23 @@ from jaxinfer import LayerKind, Model, ModelConfig, Segment
 from jaxinfer.host import processes
 from jaxinfer.sharding import MeshShape
 local, whole = LayerKind("local", window=8), LayerKind()
-SHAPE = ModelConfig("llama", 96, 32, 64, 8, 4, 8, (Segment((local, whole), 2),), 256, qk_norm="head")
+SHAPE = ModelConfig("llama", 96, 32, 64, 8, 4, 8, (Segment((local, whole), 1),), 256, qk_norm="head")
 """
 TOKENS = (
     MODEL
     + """
 with processes.together(coordinator=sys.argv[1], process=int(sys.argv[2]), processes=2) as several:
     import jax
-    from jaxinfer import Beam, Lookup, Paged, Sample, Sampling, Speculative, Window
+    from jaxinfer import Lookup, Paged, Speculative
     from jaxinfer.compress import quantize_weights
     assert several and len(jax.devices()) == 8 and len(jax.local_devices()) == 4
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 96, n).tolist() for n in (20, 3, 7, 11)]
     model = Model.random(SHAPE)
-    drafted = model.attach(draft=Model.random(SHAPE, seed=1))
+    drafted = quantize_weights(model, "int8").attach(draft=Model.random(SHAPE, seed=1))
     cases = [
-        ("data=2,tensor=4", model, dict(method=Lookup(width=4), logprobs=2)),
-        ("data=2,tensor=4", model, dict(method=Sample(), sampling=Sampling(temperature=[0.0, 0.9, 0.0, 1.1]))),
-        ("data=2,tensor=4", drafted, dict(method=Speculative(width=3))),
-        ("data=2,tensor=4", model, dict(method=Beam(beams=2))),
-        ("data=4,tensor=2", model, dict(policy=Paged(block=16, pool=20), prompt_logprobs=1)),
-        ("tensor=8", quantize_weights(model, "int8"), {}),
+        ("data=2,tensor=4", model, dict(method=Lookup(width=4), policy=Paged(block=16, pool=20), logprobs=2)),
+        ("tensor=8", drafted, dict(method=Speculative(width=3), prompt_logprobs=1)),
     ]
     for written, plain, chosen in cases:
         mesh = MeshShape.of(written).on()
@@ -52,18 +48,20 @@ with processes.together(coordinator=sys.argv[1], process=int(sys.argv[2]), proce
         if plain is drafted:
             spread = spread.attach(draft=plain.extras["draft"].shard(mesh))
         for new in (12, 9):
-            want = plain.generate(prompts, max_new_tokens=new, seed=3, **chosen)
             found = spread.generate(prompts, max_new_tokens=new, seed=3, **chosen)
-            assert found.tokens == want.tokens, (written, chosen)
-            assert processes.of_first(found.tokens) == found.tokens, (written, chosen)
-            assert found.stats.steps == want.stats.steps and found.stats.weight_bytes >= want.stats.weight_bytes / 2
-            for name in ("logprobs", "prompt_logprobs"):
-                for a, b in zip(getattr(found, name) or (), getattr(want, name) or (), strict=True):
-                    assert np.allclose(a, b, atol=1e-4), (written, name)
+            want = plain.generate(prompts, max_new_tokens=new, seed=3, **chosen) if processes.is_first() else None
+            if want:
+                assert found.stats.steps == want.stats.steps
+                assert found.stats.weight_bytes == want.stats.weight_bytes
+            for name in ("tokens", "logprobs", "prompt_logprobs"):
+                mine = getattr(found, name)
+                for a, b in zip(mine or (), processes.of_first(want and getattr(want, name)) or (), strict=True):
+                    assert np.allclose(a, b, atol=1e-4), (written, chosen, name)
     tokens = np.array([prompts[0]])
-    assert np.allclose(spread.logits(tokens), plain.logits(tokens), atol=1e-4)
+    logits = np.asarray(spread.logits(tokens))
+    assert not processes.is_first() or np.allclose(logits, plain.logits(tokens), atol=1e-4)
     up = model.shard(MeshShape.of("data=2,tensor=4").on()).params["segment_0"]["layer_0"]["mlp"]["up"]["kernel"]
-    assert not up.is_fully_addressable and {s.data.shape for s in up.addressable_shards} == {(2, 16, 32)}
+    assert not up.is_fully_addressable and {s.data.shape for s in up.addressable_shards} == {(1, 16, 32)}
     print("equal", flush=True)
     print("not said", file=sys.stderr) if processes.index() else None
 """
@@ -180,18 +178,18 @@ def test_the_command_in_two_processes_prints_and_writes_once(start, tmp_path, mo
         "model": "smollm2-135m",
         "prompts": {"source": ["abcdef", "uvwxyz"], "chat": False},
         "decoding": {"max_new_tokens": 5, "repeats": 2},
-        "axes": {"mesh": [None, {"data": 2, "tensor": 4}], "method": ["greedy", "lookup"]},
+        "axes": {"mesh": [{"data": 2, "tensor": 4}], "method": ["greedy", "lookup"]},
     }
     (tmp_path / "grid.yaml").write_text(json.dumps(grid))
     first, second = map(ended, start(COMMAND, "run", tmp_path / "grid.yaml", place=placed))
     assert first[0] == second[0] == 0, (first[2][-3000:], second[2][-3000:])
     assert second[1:] == ("", "")
-    assert first[1].count("lookup") == 2
+    assert first[1].count("lookup") == 1
     [folder] = (tmp_path / "runs").iterdir()
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    assert [row["status"] for row in rows] == ["done"] * 4
-    assert [row["identical"] for row in rows] == [2] * 4
-    assert {row["mesh"] for row in rows} == {"one", "data=2,tensor=4"} or len({row["mesh"] for row in rows}) == 2
+    assert [row["status"] for row in rows] == ["done"] * 2
+    assert [row["identical"] for row in rows] == [2] * 2
+    assert {row["mesh"] for row in rows} == {"data=2,tensor=4"}
 
 
 def test_what_all_processes_do_wrong_is_said_once_and_what_one_does_with_its_number(start):
@@ -224,7 +222,8 @@ def test_a_coordinator_that_does_not_answer_is_one_line_with_its_address(start, 
     code, out, err = ended(process, timeout=60)
     address = process.args[process.args.index("--coordinator") + 1]
     assert (code, out) == (2, "")
-    assert err.startswith(f"error: process {number}: coordinator {address}"), err
+    by = "process 1: " if number else ""
+    assert err.startswith(f"error: {by}coordinator {address}"), err
     assert err.count("\n") == 1
 
 
@@ -237,54 +236,54 @@ def test_a_coordinator_that_does_not_answer_is_one_line_with_its_address(start, 
         ({"coordinator": "a", "process": 0, "processes": 2}, "--coordinator='a' must be HOST:PORT"),
         ({"coordinator": "a:99999", "process": 0, "processes": 2}, "must be HOST:PORT"),
         ({"coordinator": "a:1", "process": 2, "processes": 2}, "--process=2 must be below --processes=2"),
-        ({"coordinator": "a:1", "process": -1, "processes": 2}, "--process=-1 must be a whole number from 0"),
+        ({"coordinator": "a:1", "process": -1, "processes": 2}, "--process=-1 must be a whole number, 0 or above"),
     ],
     ids=str,
 )
 def test_a_place_that_is_incomplete_or_cannot_be_is_one_line(given, expected, monkeypatch):
-    for name in processes.VARIABLES:
+    for name in places.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(InputError, match="^" + expected.replace("(", r"\(") if expected[0] == "-" else expected):
-        processes.place_of(**given)
+        places.place_of(**given)
 
 
 @pytest.mark.quick
 def test_a_place_is_found_in_the_environment_and_nowhere_on_an_ordinary_machine(monkeypatch):
-    for name in processes.VARIABLES:
+    for name in places.VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    assert processes.place_of() is None
-    assert processes.place_of(processes=1) is None
+    assert places.place_of() is None
+    assert places.place_of(processes=1) is None
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:8476")
     monkeypatch.setenv("JAX_PROCESS_ID", "1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
-    assert processes.place_of() == processes.Place("10.0.0.1:8476", 1, 4)
-    assert processes.place_of(process=3) == processes.Place("10.0.0.1:8476", 3, 4)
+    assert places.place_of() == places.Place("10.0.0.1:8476", 1, 4)
+    assert places.place_of(process=3) == places.Place("10.0.0.1:8476", 3, 4)
     monkeypatch.setenv("JAX_PROCESS_ID", "one")
     with pytest.raises(InputError, match="JAX_PROCESS_ID='one' must be a whole number"):
-        processes.place_of()
+        places.place_of()
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize("tasks", [1, 8])
 def test_a_job_step_of_slurm_is_found_and_one_task_is_none(monkeypatch, tasks):
-    for name in processes.VARIABLES:
+    for name in places.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     step = {"JOB_ID": 5000, "STEP_NODELIST": "node[003-006],other1", "NTASKS": tasks, "PROCID": 2, "LOCALID": 0}
     for name, value in step.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
-    found = processes.place_of()
+    found = places.place_of()
     if tasks == 1:
         assert found is None
     else:
         port = 5000 % 4096 + 65535 - 4096 + 1
-        assert found == processes.Place(f"node003:{port}", 2, 8, (0,))
+        assert found == places.Place(f"node003:{port}", 2, 8, (0,))
 
 
 @pytest.mark.quick
 def test_hosts_of_a_tpu_pod_are_found(monkeypatch):
     from jax._src.clusters import cloud_tpu_cluster, cluster
 
-    for name in processes.VARIABLES:
+    for name in places.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for module in (cloud_tpu_cluster, cluster):
         monkeypatch.setattr(module, "running_in_cloud_tpu_vm", True)
@@ -293,7 +292,7 @@ def test_hosts_of_a_tpu_pod_are_found(monkeypatch):
     monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", lambda key: ("", 404))
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "t0,t1,t2,t3")
     monkeypatch.setenv("TPU_WORKER_ID", "3")
-    found = processes.place_of()
+    found = places.place_of()
     assert found is not None
     assert (found.process, found.processes, found.devices) == (3, 4, None)
     assert found.coordinator.startswith("t0:")

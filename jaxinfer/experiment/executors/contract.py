@@ -1,4 +1,4 @@
-"""What the runner and an executor know of a run: the items that are left, and what has been measured."""
+"""The contract of the runner and an executor: the items that are left, and what has been measured."""
 
 import dataclasses
 import errno
@@ -67,7 +67,7 @@ class Work:
 
 
 class Executor(Protocol):
-    """What measures the items of a run."""
+    """Measures the items of a run."""
 
     def begin(
         self,

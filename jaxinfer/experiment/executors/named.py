@@ -1,6 +1,7 @@
 """Executors as the command line names them."""
 
 from jaxinfer.errors import InputError, shown
+from jaxinfer.experiment.executors import ray
 from jaxinfer.experiment.executors.contract import Executor
 from jaxinfer.experiment.executors.local import HERE
 from jaxinfer.experiment.executors.spread import Spread
@@ -14,7 +15,5 @@ def named(text: str | None) -> Executor:
         return HERE
     name, slashes, address = text.partition("://")
     if name == "ray" and bool(slashes) == bool(address):
-        from jaxinfer.experiment.executors.ray import RayPool
-
-        return Spread(lambda task: RayPool(task, address or None))
+        return Spread(lambda task: ray.RayPool(task, address or None))
     raise InputError(f"--on: {shown(text)} is none of {', '.join(KNOWN)}")

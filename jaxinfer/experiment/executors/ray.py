@@ -3,12 +3,14 @@
 import contextlib
 import platform
 import socket
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from jaxinfer.errors import InputError, shown, shown_text
+from jaxinfer.experiment.executors.bench import Bench
 from jaxinfer.experiment.executors.spread import Died
-from jaxinfer.experiment.executors.task import Bench, Task, software
+from jaxinfer.experiment.executors.task import Task, software
 from jaxinfer.host.optional import require
 
 ANSWERS_WITHIN = 10.0  # seconds
@@ -81,7 +83,9 @@ class RayPool:
                 ) from None
             quiet["address"] = f"ray://{host}:{port}"
         try:
-            self.ray.init(**quiet)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.ray.init(**quiet)
         except Exception as error:
             where = quiet.get("address", "ray")
             raise InputError(f"--on: {where}: {shown_text(' '.join(str(error).split()), 200)}") from None
