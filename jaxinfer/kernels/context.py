@@ -19,7 +19,7 @@ move the whole cache for every chunk; sending queries around it would move the s
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -110,6 +110,7 @@ def attend(
     ahead: Store | None,
 ) -> jax.Array:
     """Compute `attention.attend` where the slots of the store are split. extent: i32[devices], as `store.extent`."""
+    split = replace(split, layers=None)  # a layer of any number is read
     batch, n_kv_heads, rows, width = q.shape
     tokens = k.shape[2]
     in_ring = tree is None and ahead is None and split.tokens(tokens)
