@@ -109,3 +109,33 @@ def _compile(
         from jaxinfer.cli.compile import run
     plugins.load(plugin or (), name="--plugin")
     return run(given)
+
+
+@app.command()
+def plan(
+    model: Shape,
+    target: Annotated[
+        str, typer.Option(help="A family such as v5e, v6e or h200, or one slice of it, such as v5e:4x8.")
+    ],
+    prompt: Annotated[int, typer.Option(help="Goal: tokens of a prompt.")] = 1024,
+    output: Annotated[int, typer.Option(help="Goal: new tokens of a request.")] = 256,
+    context: Annotated[
+        int | None, typer.Option(help="Goal: cache slots of a request; default: prompt + output.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Goal: requests at a time; default: any power of two.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Goal: new tokens a second in all, by as many slices.")] = None,
+    ttft: Annotated[float | None, typer.Option(help="Goal: at most so many ms until the first token.")] = None,
+    tpot: Annotated[float | None, typer.Option(help="Goal: at most so many ms from token to token.")] = None,
+    weights: Annotated[str, typer.Option(help="Formats of weights to try.")] = "bf16,int8,int4",
+    kv: Annotated[str, typer.Option(help="Formats of the cache to try.")] = "bf16,int8",
+    price: Annotated[float | None, typer.Option(help="Dollars a chip and hour; default: the package's table.")] = None,
+    prove: Annotated[int, typer.Option(help="Compile so many of the cheapest, to prove that they fit.")] = 3,
+    top: Annotated[int, typer.Option(help="Lines of each table.")] = 8,
+    html: Annotated[str | None, typer.Option(help="Write a page too, with cost over latency.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print all options as JSON.")] = False,
+) -> None:
+    """Find the slice, mesh, formats and batch that serve a model at the lowest cost within limits of latency."""
+    options: dict[str, Any] = locals().copy()
+    with library():
+        from jaxinfer.cli.plan import show
+    show(options)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
+from jaxinfer.analysis.hardware.interconnect import FIELDS, Interconnect
 from jaxinfer.errors import InputError, shown
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ class Hardware:
     host_link: float | None  # bytes/s from the host's memory (PCIe); None: none, or not known
     power: float | None  # W, of the board or chip; None: not known
     sources: Mapping[str, str]  # constant -> where it comes from; the peaks are `flops.int8` and so on
+    interconnect: Interconnect | None = None  # how the links of a slice lie; None: not known, taken for a switch
 
     def __post_init__(self) -> None:
         for field in ("flops", "sources"):
@@ -75,7 +77,14 @@ class Hardware:
     def constants(self) -> dict[str, float | None]:
         """Return all constants by the names that `sources` has."""
         plain: dict[str, Any] = {name: getattr(self, name) for name in PLAIN}
-        return plain | {f"flops.{name}": rate for name, rate in self.flops.items()}
+        rates = {f"flops.{name}": rate for name, rate in self.flops.items()}
+        names = FIELDS if self.interconnect else ()
+        return plain | rates | {f"interconnect.{name}": getattr(self.interconnect, name) for name in names}
+
+    @property
+    def between(self) -> Interconnect:
+        """Return how the links lie: of a device of which it is not known, a switch without latencies."""
+        return self.interconnect or Interconnect(0, 1, 2**20, 0.0, 0.0, None)
 
 
 PLAIN = ("bandwidth", "memory", "on_chip", "link", "host_link", "power")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxinfer.analysis.hardware.constants import BITS, OPTIONAL, PLAIN, Hardware, Kind
+from jaxinfer.analysis.hardware.interconnect import FIELDS, Interconnect
 from jaxinfer.errors import InputError, nearest, shown
 from jaxinfer.host.files import path_of, read_text
 from jaxinfer.host.yaml_text import MOST_BYTES, parse
@@ -45,7 +46,7 @@ ALIASES = {
 """Other spellings of them."""
 
 _TEXTS = ("name", "title", "kind")
-_KEYS = (*_TEXTS, "flops", *PLAIN, "sources")
+_KEYS = (*_TEXTS, "flops", *PLAIN, "interconnect", "sources")
 
 
 def known(name: str) -> str | None:
@@ -65,7 +66,7 @@ def read_file(path: str | Path) -> Hardware:
     """Read a YAML file of one device. Raises InputError, which names the file and the key, for what is wrong with it.
 
     Sizes and rates are plain numbers, in bytes, bytes/s, operations/s and W. `link`, `host_link` and `power` may be
-    null. `sources` may be left out, in whole or in part: the file is the source then.
+    null. `interconnect` may be left out. So may `sources`, in whole or in part: the file is the source then.
     """
     where = str(path_of(path, "hardware"))
     values = parse(read_text(path, "hardware", most=MOST_BYTES), where)
@@ -78,7 +79,7 @@ def from_values(values: Any, where: str) -> Hardware:
     for key in values:
         if key not in _KEYS:
             raise InputError(f"{where}: hardware has no constant {shown(key)}{nearest(str(key), _KEYS)}")
-    for key in _KEYS[:-1]:
+    for key in _KEYS[:-2]:
         if key not in values:
             hint = "; write null where there is none" if key in OPTIONAL else ""
             raise InputError(f"{where}: constant {key!r} is missing{hint}")
@@ -91,7 +92,8 @@ def from_values(values: Any, where: str) -> Hardware:
         raise InputError(f"{where}: kind: must be one of {', '.join(kinds)}, not {shown(values['kind'])}{hint}")
     plain = {key: _constant(values[key], where, key, key in OPTIONAL) for key in PLAIN}
     texts: dict[str, Any] = {key: values[key].strip() for key in _TEXTS}
-    found = Hardware(**texts, **plain, flops=_flops(values["flops"], where), sources={})
+    between = _interconnect(values.get("interconnect"), where)
+    found = Hardware(**texts, **plain, flops=_flops(values["flops"], where), sources={}, interconnect=between)
     return dataclasses.replace(found, sources=_sources(values.get("sources"), where, tuple(found.constants())))
 
 
@@ -105,6 +107,28 @@ def _flops(values: Any, where: str) -> dict[str, float]:
     if "float32" not in table:
         raise InputError(f"{where}: constant 'flops.float32' is missing")
     return {name: _constant(rate, where, f"flops.{name}") for name, rate in table.items()}
+
+
+def _interconnect(values: Any, where: str) -> Interconnect | None:
+    if values is None:
+        return None
+    table = _mapping(values, f"{where}: interconnect", f"a mapping of {', '.join(FIELDS)}")
+    for name in (*table, *FIELDS):
+        if name not in FIELDS:
+            raise InputError(f"{where}: interconnect has no constant {shown(name)}{nearest(str(name), FIELDS)}")
+        if name not in table:
+            raise InputError(f"{where}: constant 'interconnect.{name}' is missing")
+    for name, least in (("dimensions", 0), ("wraps", 1), ("domain", 1)):
+        if isinstance(table[name], bool) or not isinstance(table[name], int) or not least <= table[name] < 2**31:
+            raise InputError(
+                f"{where}: interconnect.{name}: must be a whole number from {least}, not {shown(table[name])}"
+            )
+    for name in ("hop", "start"):
+        value = table[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise InputError(f"{where}: interconnect.{name}: must be seconds, 0 or above, not {shown(value)}")
+    network = _constant(table["network"], where, "interconnect.network", True)
+    return Interconnect(table["dimensions"], table["wraps"], table["domain"], table["hop"], table["start"], network)
 
 
 def _sources(values: Any, where: str, names: tuple[str, ...]) -> dict[str, str]:

@@ -9,12 +9,13 @@ from typing import Any, Literal, Protocol
 
 from jaxinfer.analysis.hardware import Hardware
 from jaxinfer.analysis.roofline import llm_viewer
+from jaxinfer.analysis.roofline.arithmetic import over
 from jaxinfer.analysis.roofline.calibration import Place
 from jaxinfer.analysis.roofline.call import Call
 from jaxinfer.analysis.roofline.memory import Memory, memory, most, sum_of
 from jaxinfer.analysis.roofline.network import operators
 from jaxinfer.analysis.roofline.operator import Operator
-from jaxinfer.analysis.roofline.setting import Setting
+from jaxinfer.analysis.roofline.setting import AXES, Setting
 from jaxinfer.config import ModelConfig
 from jaxinfer.errors import InputError, shown
 from jaxinfer.runtime.placed import chunks
@@ -166,7 +167,7 @@ class Roofline:
         decode = seconds - self.seconds("prefill")
         found = {"steps": steps, "seconds": seconds, "decode_seconds": decode, "tokens_per_second": new / decode}
         if self.hardware.power is not None:
-            devices = setting.tensor * setting.pipeline * setting.data * setting.expert
+            devices = math.prod(getattr(setting, axis) for axis in AXES)
             found["joules_per_token"] = self.hardware.power * devices * seconds / new
         return found
 
@@ -201,8 +202,8 @@ class Roofline:
 
     def largest_batch(self) -> int:
         """Find the largest batch that fits, in whole replicas; 0: not even one row a replica does."""
-        data = int(self.setting.data)
-        return data * most(lambda rows: self.replace(batch=rows * data).fits)
+        parts = int(self.setting.parts)
+        return parts * most(lambda rows: self.replace(batch=rows * parts).fits)
 
     def longest_prompt(self) -> int:
         """Find the longest prompt that fits with this batch and as many new tokens; 0: not even one token does."""
@@ -247,7 +248,7 @@ def call(config: ModelConfig, setting: Setting, stage: Stage, on_chip: float, co
     """Give the forward of a stage. context: tokens that a step's first token sees, itself too; default: the prompt."""
     if stage == "prefill":
         scored = 1 if setting.prompt_logits else 0
-        return Call(config, setting, setting.prompt, setting.prompt, scored, on_chip, False)
+        return Call(config, setting, over(setting.prompt, setting.context), setting.prompt, scored, on_chip, False)
     sees = (setting.prompt if context is None else context) + (setting.width - 1)
     return Call(config, setting, setting.width, sees, setting.width, on_chip, True)
 

@@ -28,6 +28,10 @@ class Call:
         return self.setting.rows
 
     @property
+    def held_rows(self) -> Number:
+        return self.setting.held_rows
+
+    @property
     def activation(self) -> Number:
         """Give the bytes of an activation."""
         return self.setting.activations / 8

@@ -46,7 +46,7 @@ def experts(call: Call, moe: MoE, layers: Number) -> Iterator[Operator]:
     E (1 - (1 - k / E)^n) of E experts.
     """
     setting, e, k = call.setting, moe.experts, moe.top_k
-    tokens = call.rows * call.tokens
+    tokens = setting.routed_rows * call.tokens
     yield call.linear("router", layers, call.config.d_model, e)
     if moe.dispatch == "dense":
         touched, assigned = e, tokens * e
@@ -90,6 +90,7 @@ def _products(
 
 def _all_to_all(call: Call, layers: Number, k: int) -> Operator:
     """Give the exchange of tokens with experts elsewhere, there and back: (n - 1) / n of the assignments each way."""
-    n = call.setting.expert
-    sent = call.rows * call.tokens * k * call.config.d_model * call.activation / n
-    return Operator("experts_all_to_all", "collective", layers, wire=2 * sent * ((n - 1) / n), bits=call.bits)
+    n = call.setting.expert  # the time is that of two: see `meshes.collective_seconds`
+    sent = call.setting.routed_rows * call.tokens * k * call.config.d_model * call.activation / n
+    wire = 2 * sent * ((n - 1) / n)
+    return Operator("experts_all_to_all", "collective", layers, wire=wire, bits=call.bits, over=("expert", "exchange"))

@@ -9,8 +9,8 @@ codes bring their scales; experts are read as often as they are touched; devices
 from collections.abc import Iterator
 from dataclasses import replace
 
-from jaxinfer.analysis.roofline import attention, mlp
-from jaxinfer.analysis.roofline.arithmetic import Expression, Number, largest, smallest
+from jaxinfer.analysis.roofline import attention, collectives, mlp
+from jaxinfer.analysis.roofline.arithmetic import Number, is_one, largest, over, smallest
 from jaxinfer.analysis.roofline.call import Call
 from jaxinfer.analysis.roofline.operator import Operator
 from jaxinfer.analysis.roofline.recurrent import mixer
@@ -23,9 +23,11 @@ def operators(call: Call) -> list[Operator]:
     made = [_embedding(call)]
     for kind in kinds:
         suffix = f"[{kind.name}]" if len(kinds) > 1 else ""
-        layers = config.count(kind) * call.setting.depth
-        made += [replace(one, name=one.name + suffix) for one in _layer(call, kind, layers)]
-    made += [] if _is_one(call.setting.pipeline) else [_send(call)]
+        layers = config.count(kind) * call.setting.depth * call.setting.ticks
+        layer = list(_layer(call, kind, layers))
+        layer.append(collectives.gather(call, layers, layer))
+        made += [replace(one, name=one.name + suffix) for one in layer]
+    made += [] if is_one(call.setting.pipeline) else [collectives.send(call)]
     if call.scored:
         made += [call.norm("final_norm", 1, config.d_model), _head(call)]
     size = {"tokens": call.rows * call.tokens, "context": call.context}
@@ -38,14 +40,14 @@ def _is_zero(value: Number) -> bool:
 
 def _embedding(call: Call) -> Operator:
     """Give the look-up: a row of the table a token, read as it is stored and written as an activation."""
-    numbers = call.rows * call.tokens * call.config.d_model
+    numbers = call.held_rows * call.tokens * call.config.d_model
     stored = call.setting.stored_weights.outside.bytes(call.config.d_model)
     return Operator("embedding", "embedding", 1, 0, numbers * stored, 0, numbers * call.activation, bits=call.bits)
 
 
 def _head(call: Call) -> Operator:
     """Give the product with the vocabulary: 2 D V operations a scored token; its logits are float32."""
-    config, scored = call.config, call.rows * call.scored
+    config, scored = call.config, call.held_rows * call.scored
     size = config.d_model * config.vocab_size
     return Operator(
         "lm_head",
@@ -67,7 +69,7 @@ def _layer(call: Call, kind: LayerKind, layers: Number) -> Iterator[Operator]:
         yield from mixer(call, kind, layers)
     else:
         yield from (_latent if config.mla else _heads)(call, kind, layers)
-    yield _all_reduce(call, "attn_all_reduce", layers)
+    yield collectives.all_reduce(call, "attn_all_reduce", layers)
     if config.post_norms:
         yield call.norm("attn_post_norm", layers, d)
     yield call.each("attn_add", layers, d, 1, read=2)
@@ -79,7 +81,7 @@ def _layer(call: Call, kind: LayerKind, layers: Number) -> Iterator[Operator]:
         yield from mlp.experts(call, kind.moe, layers)
     else:
         yield from mlp.dense(call, layers, config.d_ff)
-    yield _all_reduce(call, "mlp_all_reduce", layers)
+    yield collectives.all_reduce(call, "mlp_all_reduce", layers)
     if config.post_norms:
         yield call.norm("mlp_post_norm", layers, d)
     yield call.each("mlp_add", layers, d, 1, read=2)
@@ -100,10 +102,11 @@ def _heads(call: Call, kind: LayerKind, layers: Number) -> Iterator[Operator]:
         width = kind.rope.width or h
         yield call.each("rope", layers, (n / tensor + kv_heads) * width, 3)
     shape = attention.Shape(
-        call.rows, call.tokens, call.context, n / tensor, kv_heads, h, h, _reach(call, kind), call.activation,
-        setting.stored_kv.bytes(h), bits=largest(setting.stored_kv.bits, setting.activations),
+        call.rows, call.tokens, _here(call, call.context), n / tensor, kv_heads, h, h, _reach(call, kind),
+        call.activation, setting.stored_kv.bytes(h), bits=largest(setting.stored_kv.bits, setting.activations),
     )  # fmt: skip
     yield from attention.operators(shape, layers, setting.flash, call.on_chip)
+    yield from collectives.over_context(call, layers, shape)
     yield call.linear("out_proj", layers, n * h, d, tensor, out="partial")
 
 
@@ -127,10 +130,11 @@ def _latent(call: Call, kind: LayerKind, layers: Number) -> Iterator[Operator]:
         yield call.each("rope", layers, (n / tensor + 1) * mla.rope_dim, 3)
     yield _by_head(call, "q_absorb", layers, mla.nope_dim, mla.kv_rank)
     shape = attention.Shape(
-        call.rows, call.tokens, call.context, n / tensor, 1, stored, mla.kv_rank, _reach(call, kind), call.activation,
-        setting.stored_kv.bytes(stored), False, largest(setting.stored_kv.bits, setting.activations),
+        call.rows, call.tokens, _here(call, call.context), n / tensor, 1, stored, mla.kv_rank, _reach(call, kind),
+        call.activation, setting.stored_kv.bytes(stored), False, largest(setting.stored_kv.bits, setting.activations),
     )  # fmt: skip
     yield from attention.operators(shape, layers, setting.flash, call.on_chip)
+    yield from collectives.over_context(call, layers, shape)
     yield _by_head(call, "v_absorb", layers, mla.kv_rank, mla.v_dim)
     yield call.linear("out_proj", layers, n * mla.v_dim, d, tensor, out="partial")
 
@@ -143,6 +147,11 @@ def _by_head(call: Call, name: str, layers: Number, ic: int, oc: int) -> Operato
     return Operator(name, "linear", layers, 2 * tokens * n * ic * oc, weights, moved * ic, moved * oc, bits=call.bits)
 
 
+def _here(call: Call, slots: Number) -> Number:
+    """Count the slots that a step reads on this device: its part of the context axis. A prompt's ring reads all."""
+    return over(slots, call.setting.context) if call.decoding else slots
+
+
 def _reach(call: Call, kind: LayerKind) -> Number | None:
     """Give the slots that a query sees at most: a window's, and in decode steps a policy's budget.
 
@@ -150,23 +159,5 @@ def _reach(call: Call, kind: LayerKind) -> Number | None:
     """
     budget = call.setting.kv_budget if call.decoding else None
     if budget is None:
-        return kind.window
-    return budget if kind.window is None else smallest(budget, kind.window)
-
-
-def _all_reduce(call: Call, name: str, layers: Number) -> Operator:
-    """Give the sum of partial outputs over the tensor axis: each device of a ring sends 2 (n - 1) / n of them."""
-    n = call.setting.tensor
-    numbers = call.rows * call.tokens * call.config.d_model
-    return Operator(name, "collective", layers, wire=numbers * call.activation * (2 * (n - 1) / n), bits=call.bits)
-
-
-def _is_one(value: Number) -> bool:
-    return not isinstance(value, Expression) and value == 1
-
-
-def _send(call: Call) -> Operator:
-    """Give the sends between the stages of a pipeline: the residual of every token, from each stage to the next."""
-    n = call.setting.pipeline
-    sent = call.rows * call.tokens * call.config.d_model * call.activation
-    return Operator("pipeline_send", "collective", n - 1, wire=sent, bits=call.bits)
+        return None if kind.window is None else _here(call, kind.window)
+    return _here(call, budget if kind.window is None else smallest(budget, kind.window))

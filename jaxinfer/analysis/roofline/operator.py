@@ -5,6 +5,8 @@ from typing import Literal
 
 from jaxinfer.analysis.roofline.arithmetic import Number
 
+Pattern = Literal["reduce", "gather", "exchange", "pass", "ring"]
+"""All-reduce; all-gather or reduce-scatter; all-to-all; a send to a neighbour; n - 1 of those."""
 Kind = Literal["linear", "attention", "norm", "elementwise", "scan", "embedding", "head", "collective", "rest"]
 
 
@@ -30,6 +32,7 @@ class Operator:
     held: Number | None = None  # bytes of weights that lie in memory for it; None: those that it reads
     tokens: Number = 1  # of the call, over all rows
     context: Number = 1  # tokens that the last of a row sees
+    over: tuple[str, Pattern] | None = None  # of a collective: the axis of the mesh, and the pattern
 
     @property
     def bytes(self) -> Number:
