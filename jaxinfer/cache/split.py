@@ -49,6 +49,7 @@ class Split:
     slots: tuple[str, ...]
     rows: Entry
     heads: Entry
+    layers: Entry = None  # of stages, while none of them runs
 
     @property
     def parts(self) -> int:
@@ -59,14 +60,10 @@ class Split:
         """Give the number of this device among those, i32[], inside of `run`."""
         return jax.lax.axis_index(self.slots)
 
-    def spec(self, *entries: Entry) -> PartitionSpec:
-        """Give the layout of an array by the mesh axes of its dimensions."""
-        return PartitionSpec(*entries)
-
     def of_store(self, store: Any) -> Any:
         """Give the layouts of a store's arrays. Pools of blocks are the same for all rows."""
         pooled = store.pages is not None
-        stacked = PartitionSpec(None, None if pooled else self.rows, self.heads, self.slots)
+        stacked = PartitionSpec(self.layers, None if pooled else self.rows, self.heads, self.slots)
         keys, values = (jax.tree.map(lambda _: stacked, x) for x in (store.k, store.v))
         pages = PartitionSpec(self.rows) if pooled else None
         return store.replace(k=keys, v=values, pos=PartitionSpec(self.rows, self.slots), pages=pages)
@@ -81,13 +78,16 @@ class Split:
         """Tell whether the tokens of such a step are split over the same devices: those of a prompt are."""
         return names_of(self.layout.of(("tokens",), (count,)).spec[0]) == self.slots
 
-    def without_rows(self) -> "Split":
-        """Give the same for arrays that all devices of a row's axis have to see."""
-        return dataclasses.replace(self, rows=None)
-
     def run(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-        """Make a function that runs on each device's parts of its arguments."""
-        return jax.shard_map(function, mesh=self.layout.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+        """Make a function that runs on each device's parts of its arguments.
+
+        Within another `shard_map`, such as that of stages, it splits over the mesh axes which that one leaves.
+        """
+        around = jax.sharding.get_abstract_mesh()
+        mesh = self.layout.mesh if around.empty else around
+        names = {*mesh.axis_names} - {*around.manual_axes}
+        options: Any = {"axis_names": names, "check_vma": False}
+        return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, **options)
 
 
 def split_of(store: Any, layout: Sharding | None = None) -> Split | None:
@@ -103,9 +103,10 @@ def split_of(store: Any, layout: Sharding | None = None) -> Split | None:
     axes = names_of(layout.of(("slots",), (slots,)).spec[0])
     if math.prod(layout.size(name) for name in axes) == 1:
         return None
-    heads = jax.tree.leaves(store.k)[0].shape[2]
-    rows, heads = layout.of(("batch", "kv_heads"), (store.pos.shape[0], heads)).spec
-    return Split(layout, axes, rows, heads)
+    stacked = jax.tree.leaves(store.k)[0].shape
+    sizes = stacked[0], store.pos.shape[0], stacked[2]
+    layers, rows, heads = layout.of(("layers", "batch", "kv_heads"), sizes).spec
+    return Split(layout, axes, rows, heads, layers)
 
 
 def last_in_use(split: Split, store: Any, extent: Callable[[Any], jax.Array]) -> jax.Array:
@@ -138,11 +139,11 @@ def write(
     that are its, one all-to-all of 1 / C of the chunk; else the chunk is gathered.
     """
     if store.pages is not None:
-        split = split.without_rows()  # a pool is the same on all devices, so all write all rows
+        split = dataclasses.replace(split, rows=None)  # a pool is the same on all devices, so all write all rows
     rows, devices = split.rows, split.parts
     width = jax.tree.leaves(fresh)[0].shape[3]
     exchange = in_turn and take is None and split.tokens(width)
-    by_token = PartitionSpec(None, rows, split.heads, split.slots if exchange else None)
+    by_token = PartitionSpec(split.layers, rows, split.heads, split.slots if exchange else None)
     of_fresh = jax.tree.map(lambda _: by_token, fresh)
 
     def local(store, fresh, take, pos, slot):

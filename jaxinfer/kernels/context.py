@@ -19,7 +19,7 @@ move the whole cache for every chunk; sending queries around it would move the s
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,8 @@ from jaxinfer.cache.split import Split, names_of
 from jaxinfer.cache.store import BLOCK, Store, round_up
 from jaxinfer.kernels import dispatch, reference, xla
 from jaxinfer.kernels.contract import FEW, FLOOR, Decode, Partial, Scoring, Visible, chain_or, merged, with_sinks
+
+QUERIES = 512  # tokens of a row whose queries and partial softmaxes a device holds at a time
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def attend(
     ahead: Store | None,
 ) -> jax.Array:
     """Compute `attention.attend` where the slots of the store are split. extent: i32[devices], as `store.extent`."""
+    split = replace(split, layers=None)  # a layer of any number is read
     batch, n_kv_heads, rows, width = q.shape
     tokens = k.shape[2]
     in_ring = tree is None and ahead is None and split.tokens(tokens)
@@ -187,10 +190,26 @@ def _scattered(split: Split, part: Partial) -> Partial:
 
 def _of_prompt(split: Split, how: Formulation, q, k, v, store, layer, q_pos, extent, scoring) -> Partial:
     """Attend with this device's q[B, K, T/C * G, H] to all fresh tokens and all slots. q_pos i32[B, T]: of all."""
-    with jax.named_scope("gather_queries"):
-        everyone = jax.lax.all_gather(q, split.slots, axis=2, tiled=True)
-    cached = _scattered(split, how.cached(everyone, store, layer, q_pos, extent, scoring))
+    cached = _to_slots(split, how, q, store, layer, q_pos, extent, scoring)
     return merged(cached, ring(split, how, q, k, v, q_pos, scoring))
+
+
+def _to_slots(split: Split, how: Formulation, q, store, layer, q_pos, extent, scoring) -> Partial:
+    """Attend with this device's queries to all slots: `QUERIES` tokens of all devices at a time."""
+    batch, devices, count = q_pos.shape[0], split.parts, q_pos.shape[1] // split.parts
+    size = next(n for n in range(min(count, max(QUERIES // devices, 1)), 0, -1) if count % n == 0)
+    of_devices = q_pos.reshape(batch, devices, count // size, size)
+
+    def part(q, q_pos):
+        with jax.named_scope("gather_queries"):
+            everyone = jax.lax.all_gather(q, split.slots, axis=2, tiled=True)
+        return _scattered(split, how.cached(everyone, store, layer, q_pos.reshape(batch, -1), extent, scoring))
+
+    if size == count:
+        return part(q, of_devices[:, :, 0])
+    parts = jnp.moveaxis(q.reshape(*q.shape[:2], count // size, -1, q.shape[-1]), 2, 0)
+    found = jax.lax.map(lambda given: part(*given), (parts, jnp.moveaxis(of_devices, 2, 0)))
+    return Partial(*(jnp.moveaxis(x, 0, 2).reshape(*q.shape[:3], *x.shape[4:]) for x in found))
 
 
 def ring(

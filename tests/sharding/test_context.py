@@ -41,12 +41,13 @@ ATTENTION = """
 from functools import partial
 import itertools
 import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import PartitionSpec as P
 from jaxinfer import sharding
 from jaxinfer.cache.codes import dequantize, quantize
 from jaxinfer import Dense
 from jaxinfer.cache.store import Cache, Store, causal, extent, reorder, write
 from jaxinfer.config import LayerKind
-from jaxinfer.kernels import dispatch
+from jaxinfer.kernels import context, dispatch
 from jaxinfer.kernels.attention import attend
 from jaxinfer.kernels.contract import Scoring
 assert len(jax.devices()) == 8
@@ -88,6 +89,7 @@ TIMES = {"xla": {}, "reference": {}, "pallas": dict(target="tpu", interpret=True
 for name, (mesh, (n, k_heads), tokens, window, scoring, more) in CASES.items():
     layout = sharding.Sharding(*(lambda s: (s.on(), s.rules))(sharding.MeshShape.of(mesh)))
     batch, width, lengths = 2, 64, (0, 700)
+    context.QUERIES = 64 if name == "a prompt in a window" else 512  # of its 48 tokens a device, 24 at a time
     slots = 128 * max(8, layout.size("context"))
     store = store_of(batch, k_heads, slots, width, lengths)
     if more == "codes":
@@ -125,6 +127,25 @@ for name, (mesh, (n, k_heads), tokens, window, scoring, more) in CASES.items():
         assert found.shape == expected.shape, (name, kernel, found.shape, expected.shape)
         error = np.abs(np.asarray(found) - expected).max()
         assert error < 1e-5, (name, kernel, error)
+
+# Within code that splits rows by hand, as stages do, the rest is split.
+layout = sharding.Sharding(*(lambda s: (s.on(), s.rules))(sharding.MeshShape.of("data=2,context=4")))
+inner = sharding.Sharding(layout.mesh, sharding.RULES["context"])
+store, q_pos = store_of(2, 2, 1024, 64, (0, 700)), jnp.array([[0], [700]], jnp.int32)
+q, k, v = (normal(2, 2, rows, 64) for rows in (4, 1, 1))
+def by_row(q, k, v, store, q_pos):
+    with sharding.use(inner):
+        return attend(q, k, v, None, store, LAYER, q_pos, extent(store), partial(causal, LayerKind()), numbers)
+specs = store.replace(k=P(None, "data"), v=P(None, "data"), pos=P("data"))
+outer = jax.shard_map(
+    by_row, mesh=layout.mesh, in_specs=(P("data"),) * 3 + (specs, P("data")), out_specs=P("data"),
+    axis_names={"data"}, check_vma=False,
+)
+found = jax.jit(outer)(q, k, v, store, q_pos)
+with dispatch.use("reference"):
+    rest = store, LAYER, q_pos, None, partial(causal, LayerKind()), numbers
+    expected = jax.jit(lambda: attend(q, k, v, None, *rest))()
+assert np.abs(found - expected).max() < 1e-5
 
 # What is written lies in slot s % C of a device's own, whatever came by all-to-all, was gathered, or was there.
 for mesh, width, take, in_turn in (
