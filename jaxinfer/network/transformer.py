@@ -243,10 +243,11 @@ def layer_places(cfg: ModelConfig) -> list[list[Place]]:
                 for kind, column in zip(segment.pattern, columns, strict=True):
                     column.append(seen[kind])
                     seen[kind] += 1
-    return [
-        [Place(jnp.arange(s.repeats, dtype=jnp.int32), jnp.array(column, jnp.int32)) for column in columns]
-        for s, columns in zip(cfg.segments, slots, strict=True)
-    ]
+    places = []
+    for segment, columns in zip(cfg.segments, slots, strict=True):
+        layers = jnp.arange(segment.repeats, dtype=jnp.int32)
+        places.append([Place(layers, jnp.array(column, jnp.int32)) for column in columns])
+    return places
 
 
 def runs_apart(cfg: ModelConfig, segment: Segment) -> bool:
