@@ -14,6 +14,7 @@ from jaxinfer.analysis.roofline.arithmetic import Number
 from jaxinfer.analysis.roofline.formats import kv_storage, weight_storage
 from jaxinfer.analysis.roofline.meshes import decode_step, prefill
 from jaxinfer.config import ModelConfig
+from jaxinfer.decoding.sampling.settings import bucket
 
 HOUR = 3600.0
 USABLE = 0.95  # of a device's memory: the program and what the runtime holds take the rest
@@ -55,7 +56,7 @@ def predict(
     setting = Setting(
         batch=points.batch,
         prompt=goal.prompt,
-        generate=goal.slots - goal.prompt,
+        generate=bucket(goal.slots) - goal.prompt,  # the slots that `generate` makes: a power of two
         weights=weight_storage(weights),
         kv=kv_storage(kv),
         flash=True,
