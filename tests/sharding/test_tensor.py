@@ -7,7 +7,7 @@ from pathlib import Path
 
 LLAMA = """
 import collections, jax, numpy as np
-from jaxinfer import LayerKind, Lookup, Model, ModelConfig, Segment
+from jaxinfer import LayerKind, Model, ModelConfig, Segment
 from jaxinfer.analysis.hlo import programs
 from jaxinfer.analysis.hlo.findings import COLLECTIVES
 from jaxinfer.analysis.hlo.scopes import layer_of
@@ -21,12 +21,11 @@ plain = Model.random(cfg)
 for model, mesh, batch, options in (
     (plain, "tensor=4", 1, {}),
     (plain, "data=2,tensor=4", 4, {}),
-    (plain, "data=2,tensor=4", 4, {"method": Lookup(width=4)}),
     (quantize_weights(plain, "int8"), "tensor=4", 4, {}),
 ):
     shape = MeshShape.of(mesh)
     made = programs(model.shard(shape.on()), 17, batch=batch, max_new_tokens=8, **options)
-    rows, width = batch // shape.shape.get("data", 1), 4 if options else 1
+    rows, width = batch // shape.shape.get("data", 1), 1
     one_byte = 4 if model is plain else 1  # codes are added up before they are numbers
     for one, tokens in ((made.step, width), *((p, w) for w, p in made.prefill.items())):
         report = one.report()
