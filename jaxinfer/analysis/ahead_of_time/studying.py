@@ -130,8 +130,8 @@ def _step(ask: Ask, step: str, built: Built) -> StepAccount:
     branches = {"jit(decode)/while/body/cond": 0} if step == "decode" else {}
     try:
         made = report(built.compiled, program.name, trips=trips, branches=branches)
-    except KeyError:  # a text that cannot be read as a whole: what the compiler says of memory stands
-        return replace(found, memory=Memory.of(built.compiled), compiler_seconds=_estimate(built.compiled))
+    except KeyError as error:  # what the compiler says of memory stands
+        return replace(found, memory=Memory.of(built.compiled), unread=str(error))
     copies: dict[str, float] = {}
     for copy in made.copies:
         copies[copy.operator] = copies.get(copy.operator, 0.0) + copy.bytes * copy.times
