@@ -51,6 +51,7 @@ class StepAccount:
     tokens: int  # of each row, that one forward takes
     compile_seconds: float
     error: str | None = None  # why the compiler refused it
+    unread: str | None = None  # what of its text could not be read: then collectives, kernels and fusions are not known
     memory: Memory | None = None
     collectives: tuple[Moved, ...] = ()
     kernels: tuple[Kernel, ...] = ()

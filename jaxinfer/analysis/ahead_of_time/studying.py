@@ -17,7 +17,7 @@ from jaxinfer.analysis.ahead_of_time.account import KINDS, Account, Fallback, Ke
 from jaxinfer.analysis.ahead_of_time.ask import Ask
 from jaxinfer.analysis.ahead_of_time.shapes import Program, layout_of, programs, without_disk_cache
 from jaxinfer.analysis.hlo.programs import attention_trips
-from jaxinfer.analysis.hlo.report import Report, report
+from jaxinfer.analysis.hlo.report import Memory, Report, report
 from jaxinfer.kernels import dispatch
 
 Say = Callable[[str], None]
@@ -128,7 +128,10 @@ def _step(ask: Ask, step: str, built: Built) -> StepAccount:
     }
     # The first branch scores the pending tokens alone, as in a step in which no row has a guess.
     branches = {"jit(decode)/while/body/cond": 0} if step == "decode" else {}
-    made = report(built.compiled, program.name, trips=trips, branches=branches)
+    try:
+        made = report(built.compiled, program.name, trips=trips, branches=branches)
+    except KeyError as error:  # what the compiler says of memory stands
+        return replace(found, memory=Memory.of(built.compiled), unread=str(error))
     copies: dict[str, float] = {}
     for copy in made.copies:
         copies[copy.operator] = copies.get(copy.operator, 0.0) + copy.bytes * copy.times

@@ -75,7 +75,7 @@ def _memory(account: Account) -> list[tuple[str, ...]]:
 def _program(name: str, step: StepAccount) -> tuple[str, ...]:
     return (
         name,
-        step.error or f"{step.program}, {step.tokens} a row",
+        step.error or f"{step.program}, {step.tokens} a row{', its text not read' if step.unread else ''}",
         f"{step.compile_seconds:.1f} s",
         str(step.fusions),
         amount(step.wire, "B"),
