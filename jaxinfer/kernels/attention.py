@@ -120,7 +120,7 @@ def _sharded(run: Any, layout: layouts.Sharding, q, k, v, tree, store, ahead, la
     tree_spec = PartitionSpec() if tree is not None and tree.shape[0] == 1 else by_row
     split = jax.shard_map(
         run,
-        mesh=layout.mesh,
+        mesh=layout.here,
         in_specs=(by_both,) * 3 + (tree_spec, spec_of(store), of_ahead, PartitionSpec(), by_row, by_head, by_head),
         out_specs=by_both,
         check_vma=False,
