@@ -39,6 +39,8 @@ BASE = {
     "convert": ["convert", "random:llama3-8b", "made"],
     "export": ["export", "random:llama3-8b", "made"],
     "list": ["list"],
+    "roofline": ["roofline", "--model", "llama-2-7b", "--hardware", "none"],
+    "plan": ["plan", "--model", "llama-3-8b", "--target", "none"],
     "compile": ["compile", "--model", "llama-3-8b", "--target", "cpu:1", "--mesh", "tensor=2"],
 }
 CONFIG = "name: a\nmodel: b\nprompts: [c]\nrows: [{name: greedy, method: greedy}]\noutput: runs\n"

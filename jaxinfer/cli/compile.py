@@ -54,7 +54,7 @@ def run(given: Mapping[str, Any]) -> int:
 def asked(given: Mapping[str, Any]) -> Ask:
     """Make an `Ask` of the command's options. Raises InputError."""
     devices = slice_of(given["target"])
-    mesh = MeshShape.of(given["mesh"] or f"tensor={devices.size}")
+    mesh = MeshShape.of(f"tensor={devices.size}" if given["mesh"] is None else given["mesh"])
     names = ("target", "batch", "context", "prompt", "weights", "dtype", "pad_heads")
     steps = tuple(dict.fromkeys(part.strip() for part in given["steps"].split(",") if part.strip()))
     return Ask(

@@ -151,7 +151,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a table chose for a call, and why it passed over what is faster; None: it did not."""
+    """The choice of a table for a call, and why it passed over what is faster; None: it did not."""
 
     of: str
     name: str

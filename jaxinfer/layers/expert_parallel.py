@@ -57,7 +57,7 @@ class Stacks:
 
 @dataclass(frozen=True)
 class Spread:
-    """How activations [B, T, ...] and the experts of a layer lie on the mesh that is traced for."""
+    """The places of activations [B, T, ...] and of a layer's experts on the mesh that is traced for."""
 
     layout: Sharding
     shape: tuple[int, int, int]  # of the activations, [B, T, D]

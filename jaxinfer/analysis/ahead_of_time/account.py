@@ -1,4 +1,4 @@
-"""What a compiler answered: bytes a device, and of each program what it moves, calls and is bound by."""
+"""The answer of a compiler: bytes a device, and of each program what it moves, calls and is bound by."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What is asked: a model's shape, a target, a mesh, formats, a load, and which programs."""
+"""The question: a model's shape, a target, a mesh, formats, a load, and which programs."""
 
 from dataclasses import dataclass
 

@@ -8,18 +8,20 @@ from jaxinfer.checkpoint.presets import PREFIX, SHAPES, preset
 from jaxinfer.checkpoint.sources import BUILTINS, locate
 from jaxinfer.config import ModelConfig
 from jaxinfer.errors import InputError, nearest, shown_text
+from jaxinfer.host.files import path_of
 
 
 def config_of(source: str | Path) -> ModelConfig:
     """Return the configuration of a shape's name or of what `jaxinfer.load` takes. Raises InputError for neither."""
     text = shown_text(str(source)).removeprefix(PREFIX)
-    if "/" not in text and not Path(source).exists():
+    exists = path_of(source, "model").exists()
+    if "/" not in text and not exists:
         with contextlib.suppress(InputError):
             return preset(text)
     try:
         locate(source)
     except InputError:
-        if Path(source).exists() or "/" in text or text in BUILTINS:
+        if exists or "/" in text or text in BUILTINS:
             raise
         known = (*SHAPES, *BUILTINS)
         raise InputError(
