@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from rich.console import Console
-
 from jaxinfer.analysis.ahead_of_time import Account, Ask, saving, tables
 from jaxinfer.analysis.ahead_of_time.studying import account, build
 from jaxinfer.analysis.hlo.render import rich_tables
@@ -15,7 +13,7 @@ from jaxinfer.cli.options import method_of, policy_of
 from jaxinfer.errors import InputError
 from jaxinfer.experiment.html_table import table_html
 from jaxinfer.experiment.page import document
-from jaxinfer.experiment.progress import stderr
+from jaxinfer.experiment.progress import stderr, table_console
 from jaxinfer.experiment.sheet import Table
 from jaxinfer.host.files import path_of, write_atomic
 from jaxinfer.sharding import MeshShape
@@ -40,7 +38,7 @@ def run(given: Mapping[str, Any]) -> int:
     if given["json"] == "-":
         print(figures)
     else:
-        console = Console(highlight=False)
+        console = table_console()
         console.print(rich_tables(tables.verdict(found), tables.sections(found)))
         if given["json"]:
             write_atomic(path_of(given["json"], "--json"), figures + "\n")

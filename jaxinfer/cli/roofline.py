@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from jaxinfer.analysis import hardware
@@ -15,7 +14,7 @@ from jaxinfer.analysis.roofline.formats import FLOATS, kv_storage, weight_storag
 from jaxinfer.analysis.roofline.setting import weights_of
 from jaxinfer.analysis.roofline.shapes import config_of
 from jaxinfer.errors import InputError
-from jaxinfer.experiment.progress import stderr
+from jaxinfer.experiment.progress import stderr, table_console
 
 OPTIONS = {
     "tensor": "tensor_parallel",
@@ -32,7 +31,7 @@ def show(options: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(found.as_dict(), indent=1))
         return
-    console = Console(highlight=False, width=None)
+    console = table_console()
     for stage in STAGES:
         console.print(_operators(found, stage), "")
     for line in _lines(found):

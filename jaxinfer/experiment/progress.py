@@ -1,6 +1,7 @@
 """Say what is waited for, on standard error, while a model loads."""
 
 import contextlib
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -17,6 +18,12 @@ from jaxinfer.sharding import MeshShape, meshes
 SHORT = 1.0  # seconds of waiting that need no line
 
 stderr = Console(stderr=True, highlight=False)
+WIDE = 200  # columns of tables in a file or a pipe, where rows stay whole
+
+
+def table_console() -> Console:
+    """Give a console for tables on standard output: as wide as the terminal, or `WIDE` without one."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 
 def load_model(

@@ -60,6 +60,15 @@ def test_text_of_a_tpu(tpu):
     assert found.by_scope(lambda path: "mlp" if "mlp" in path else "")["mlp"].work.matmul == found.total.work.matmul
 
 
+def test_what_another_core_runs_is_a_computation_of_its_own(tpu):
+    name = next(name for name in hlo.parse(tpu).computations if name != "main.3_spmd")
+    ends = tpu.replace("\n}\n", '\n}, execution_thread="sparsecore"\n', 1)
+    assert ends != tpu
+    assert list(hlo.parse(ends).computations) == list(hlo.parse(tpu).computations)
+    assert hlo.count(hlo.parse(ends)).total == hlo.count(hlo.parse(tpu)).total
+    assert name in hlo.parse(ends).computations
+
+
 def test_a_loop_whose_count_is_given_or_unknown(tpu):
     once, known = hlo.count(tpu, once=True).total, hlo.count(tpu).total
     assert known.work.matmul == 6 * once.work.matmul

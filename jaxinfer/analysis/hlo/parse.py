@@ -288,7 +288,7 @@ def parse(text: str) -> Module:
     frames: Mapping[str, str] | None = None
     for line in lines[begin + 1 :]:
         if inside is not None and name:
-            if line.strip() == "}":
+            if line.startswith("}"):  # `}, execution_thread="sparsecore"` for what another core runs
                 computations[name] = Computation(name, inside, is_entry)
                 entry = computations[name] if is_entry else entry
                 inside = None
