@@ -52,7 +52,7 @@ with processes.together(coordinator=sys.argv[1], process=int(sys.argv[2]), proce
             want = plain.generate(prompts, max_new_tokens=new, seed=3, **chosen) if processes.is_first() else None
             if want:
                 assert found.stats.steps == want.stats.steps
-                assert found.stats.weight_bytes == want.stats.weight_bytes
+                assert found.stats.weight_bytes >= want.stats.weight_bytes  # more KV heads, for tensor=8
             for name in ("tokens", "logprobs", "prompt_logprobs"):
                 mine = getattr(found, name)
                 for a, b in zip(mine or (), processes.of_first(want and getattr(want, name)) or (), strict=True):

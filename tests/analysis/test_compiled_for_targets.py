@@ -1,7 +1,7 @@
 """Whole models compiled for machines that are not here, by libtpu and by the CUDA plugin, each where it is installed.
 
-pip install -e ".[tpu]" pytest pytest-xdist hypothesis; pytest -n 0 tests/analysis/test_ahead_of_time_tpu.py
-pip install -e ".[cuda]" pytest pytest-xdist hypothesis; pytest -n 0 tests/analysis/test_ahead_of_time_tpu.py
+pip install -e ".[tpu]" pytest pytest-xdist hypothesis; pytest -n 0 tests/analysis/test_compiled_for_targets.py
+pip install -e ".[cuda]" pytest pytest-xdist hypothesis; pytest -n 0 tests/analysis/test_compiled_for_targets.py
 """
 
 import jax
