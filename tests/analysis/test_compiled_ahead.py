@@ -1,11 +1,11 @@
 """Programs compiled ahead of time for eight virtual devices: what they take, and the file that they are kept in."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from until_done import run_until_done
 
 from jaxinfer import InputError, Lookup, ModelConfig, Segment
 from jaxinfer.analysis.ahead_of_time import Ask, saving
@@ -231,7 +231,7 @@ def test_eight_virtual_devices(tmp_path):
     }
     script = ON_EIGHT_DEVICES.replace("FOLDER", f"Path({str(tmp_path)!r})")
     root = Path(__file__).parents[2]
-    done = subprocess.run(
+    done = run_until_done(
         [sys.executable, "-c", script], env=env, cwd=root, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,13 +1,13 @@
 """Meshes as users write them: on the command line and in configs."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import pytest
 import yaml
+from until_done import run_until_done
 
 import jaxinfer
 from jaxinfer import InputError
@@ -169,7 +169,7 @@ def test_configs_of_meshes_run_on_virtual_devices(file, tmp_path):
         path = file(name=name, **changes)
         files.append(str(path.rename(tmp_path / f"{name}.yaml")))
     code = [sys.executable, "-c", ON_VIRTUAL_DEVICES, *files]
-    done = subprocess.run(code, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = run_until_done(code, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -177,7 +177,7 @@ def test_generate_over_a_mesh_prints_what_one_device_prints(smollm2):
     text = "The capital of France is"
     options = ["--no-chat", "--max-new-tokens", "6", "--mesh", "tensor=4", "--pad-heads"]
     command = [sys.executable, "-m", "jaxinfer.cli", "generate", text, *options]
-    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = run_until_done(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == smollm2.generate([text], max_new_tokens=6).texts[0] + "\n"
     assert "mesh tensor=4: 4 virtual devices of one CPU\n" in done.stderr

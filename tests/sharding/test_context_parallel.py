@@ -1,12 +1,12 @@
 """Devices that share the tokens of a row: slots of the cache, and the tokens of a prompt, on eight virtual devices."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from until_done import run_until_done
 
 from jaxinfer.cache.split import devices_of, names_of
 from jaxinfer.cache.store import BLOCK, round_up
@@ -327,7 +327,7 @@ def on_eight_devices(script, **more):
         **more,
     }
     root = Path(__file__).parents[2]
-    done = subprocess.run(
+    done = run_until_done(
         [sys.executable, "-c", script], env=env, cwd=root, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]

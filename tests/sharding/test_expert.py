@@ -1,12 +1,12 @@
 """Experts spread over devices: one device's tokens, two all-to-alls a layer, no weight gathered."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from until_done import run_until_done
 
 from jaxinfer.layers import expert_parallel
 
@@ -176,7 +176,7 @@ def run(script: str) -> None:
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     root = Path(__file__).parents[2]
-    done = subprocess.run(
+    done = run_until_done(
         [sys.executable, "-c", script], env=env, cwd=root, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]

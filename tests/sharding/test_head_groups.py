@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from until_done import run_until_done
 
 from jaxinfer import LayerKind, Model, ModelConfig, Segment
 from jaxinfer.compress import quantize_weights
@@ -230,7 +230,7 @@ def test_eight_devices_give_the_tokens_of_one_whatever_the_heads(smollm2):  # wh
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     root = Path(__file__).parents[2]
-    done = subprocess.run(
+    done = run_until_done(
         [sys.executable, "-c", ON_EIGHT_DEVICES], env=env, cwd=root, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]

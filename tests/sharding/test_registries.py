@@ -1,9 +1,10 @@
-"""Every method, policy and weight format of the registries on one mixed mesh gives what one device gives."""
+"""Every method, policy and weight format of the registries on a mixed mesh gives what one device gives."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
+
+from until_done import run_until_done
 
 ON_EIGHT_DEVICES = """
 import dataclasses
@@ -16,7 +17,7 @@ from jaxinfer.sharding import MeshShape
 from jaxinfer.weights.formats import FORMATS
 
 enable_compilation_cache()
-mesh = MeshShape.of("data=2,context=2,tensor=2").on()
+methods_mesh, mesh = MeshShape.of("data=2,tensor=2").on(), MeshShape.of("data=2,context=2,tensor=2").on()
 local, whole = LayerKind("local", Rope(10_000.0), window=8), LayerKind("global", Rope(1e6))
 cfg = ModelConfig("llama", 96, 64, 96, 4, 2, 16, (Segment((local, whole), 1),), 512, qk_norm="head")
 model = Model.random(cfg)
@@ -26,7 +27,7 @@ limits = [14, 3, 9, 14]
 cold = Sampling(temperature=0.0)
 expected = model.generate(prompts, max_new_tokens=limits, method=Greedy()).tokens
 for name, method in SMALL.items():
-    spread = equip(model, method, expected).shard(mesh)
+    spread = equip(model, method, expected).shard(methods_mesh)
     options = {"sampling": cold} if method.samples else {}
     found = spread.generate(prompts, max_new_tokens=limits, method=method, **options).tokens
     assert found == expected, name
@@ -39,7 +40,7 @@ for name in sorted(rest):
     options = {"sampling": cold} if method.samples else {}
     equipped = equip(model, method, expected)
     one, eight = (m.generate(prompts, max_new_tokens=6, method=method, **options).tokens
-                  for m in (equipped, equipped.shard(mesh)))
+                  for m in (equipped, equipped.shard(methods_mesh)))
     assert one == eight, name
     clear()
 spread = model.shard(mesh)
@@ -67,7 +68,7 @@ def test_all_of_the_registries_on_a_mixed_mesh():
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(tests), os.environ.get("PYTHONPATH", "")])),
     }
-    done = subprocess.run(
+    done = run_until_done(
         [sys.executable, "-c", ON_EIGHT_DEVICES], env=env, cwd=tests.parent, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -10,6 +9,7 @@ from typing import ClassVar
 import jax
 import pytest
 from jax.sharding import PartitionSpec
+from until_done import run_until_done
 
 from jaxinfer import InputError
 from jaxinfer.network.transformer import abstract_params, param_axes
@@ -109,7 +109,7 @@ def test_eight_devices_give_the_tokens_of_one():
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     root = Path(__file__).parents[2]
-    done = subprocess.run(
+    done = run_until_done(
         [sys.executable, "-c", ON_EIGHT_DEVICES], env=env, cwd=root, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,9 +1,10 @@
 """Tensor parallelism of a dense decoder: what XLA makes of it moves activations twice a layer, and no weight."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
+
+from until_done import run_until_done
 
 LLAMA = """
 import collections, jax, numpy as np
@@ -51,6 +52,6 @@ def test_a_step_has_two_all_reduces_a_layer_and_gathers_no_weight():
     }
     root = Path(__file__).parents[2]
     script = [sys.executable, "-c", LLAMA]
-    done = subprocess.run(script, env=env, cwd=root, capture_output=True, text=True, timeout=600)
+    done = run_until_done(script, env=env, cwd=root, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.endswith("equal\n")

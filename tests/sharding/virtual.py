@@ -1,9 +1,10 @@
 """Code that needs a mesh, run in a process of its own with eight virtual devices."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
+
+from until_done import run_until_done
 
 START = """
 import jax, numpy as np
@@ -53,7 +54,7 @@ def run_on_eight(code: str) -> None:
     }
     whole = "import dataclasses, re\n" + START + code + "\nprint('done')\n"
     root = Path(__file__).parents[2]
-    done = subprocess.run(
+    done = run_until_done(
         [sys.executable, "-W", "ignore", "-c", whole], env=env, cwd=root, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
