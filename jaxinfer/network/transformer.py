@@ -263,7 +263,7 @@ def runs_apart(cfg: ModelConfig, segment: Segment) -> bool:
 def run_apart(
     cfg: ModelConfig, i: int, dtype: jnp.dtype, params: Any, x: jax.Array, places: list[Place], step: Step
 ) -> tuple[jax.Array, tuple[dict[str, Any], jax.Array | None]]:
-    """Run segment i: x, and what its layers make by kind, leaves [layers of that kind, ...], and leave behind them."""
+    """Run segment i: x, and what its layers make by kind, leaves [layers of that kind, ...], and leave after them."""
     segment, parts = cfg.segments[i], stages.count(cfg)
     pattern = Pattern(cfg, segment, dtype, name=f"segment_{i}", parent=None)
     axes = param_axes(cfg)[f"segment_{i}"]

@@ -34,7 +34,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def _as_users_have_it():
-    """What is compiled for other machines is optimized as it is for users."""
+    """Optimize what is compiled for other machines as it is for users."""
     jax.config.update("jax_disable_most_optimizations", False)
 
 
